@@ -1,0 +1,245 @@
+"""The values that cross the wire, and their forms as headers and JSON.
+
+`Notification` is one published message. `Delivery` is that message for one subscription, as a receiver reads it from
+the headers of a POST. `Subscription` is what a broadcaster keeps. `NotifyResult` is what a publisher is told.
+Header names are lower-case wherever they are keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
+from httppubsubclient.protocol.topics import decode_topic, encode_topic
+
+__all__ = [
+    "DEFAULT_CONTENT_TYPE",
+    "MAX_CONTENT_TYPE_LENGTH",
+    "MESSAGE_ID",
+    "RECEIVE_PATH",
+    "SUBSCRIPTION_ID",
+    "Delivery",
+    "Notification",
+    "NotifyResult",
+    "SubscribeRequest",
+    "Subscription",
+    "content_type_or_default",
+    "delivery_headers",
+    "format_time",
+    "parse_delivery",
+    "parse_time",
+    "parse_traceparent",
+]
+
+RECEIVE_PATH: Final = "/v1/receive"
+DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
+MAX_CONTENT_TYPE_LENGTH: Final = 256
+MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+_ATTEMPT = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
+_TIMESTAMP = re.compile(r"[0-9]{10,12}", re.ASCII)
+# W3C Trace Context section 3.2: version 00 has exactly these four fields; ids of only zeros are invalid.
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_HEADER_TEXT = re.compile(r"[\x20-\x7e]+", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One published message without its body: what every delivery of it has in common."""
+
+    message_id: str
+    topic: bytes
+    content_type: str
+    sha256: bytes
+    """SHA-256 of the body, 32 bytes, computed once."""
+    size: int
+    """Length of the body in bytes."""
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubscribeRequest:
+    """One subscription that somebody asks for; (url, pattern) names it."""
+
+    url: str
+    """Canonical, with its fragment (protocol/callback_urls.py)."""
+    pattern: Pattern
+    lease_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One subscription as the store keeps it. Moments are microseconds since 1970 in UTC."""
+
+    id: str
+    url: str
+    pattern: Pattern
+    lease_seconds: int
+    created_at: int
+    expires_at: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form of the API."""
+        return {
+            "id": self.id,
+            "url": self.url,
+            **self.pattern.to_json(),
+            "delivery": "best_effort",
+            "lease_seconds": self.lease_seconds,
+            "created_at": format_time(self.created_at),
+            "expires_at": format_time(self.expires_at),
+        }
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> Subscription:
+        """The inverse of `to_json`; unknown fields are ignored, so that a newer broadcaster can be understood."""
+        try:
+            return Subscription(
+                id=_string(fields, "id"),
+                url=_string(fields, "url"),
+                pattern=pattern_from_json(fields),
+                lease_seconds=int(fields["lease_seconds"]),
+                created_at=parse_time(_string(fields, "created_at")),
+                expires_at=parse_time(_string(fields, "expires_at")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidRequest(f"not a subscription: {type(error).__name__} at {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyResult:
+    """What became of one message: matched = notified + pending + failed."""
+
+    message_id: str
+    matched: int
+    """Subscriptions that the topic matched."""
+    notified: int
+    """Confirmed by a 2xx answer of the subscriber."""
+    pending: int
+    """Not decided yet when the answer was sent."""
+    failed: int
+    """Given up."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form of the API."""
+        return {
+            "message_id": self.message_id,
+            "matched": self.matched,
+            "notified": self.notified,
+            "pending": self.pending,
+            "failed": self.failed,
+        }
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> NotifyResult:
+        """The inverse of `to_json`; unknown fields are ignored."""
+        counts = {name: fields.get(name) for name in ("matched", "notified", "pending", "failed")}
+        for name, count in counts.items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise InvalidRequest(f"not the answer to a notify: {name!r} is missing or not a count")
+        return NotifyResult(message_id=_string(fields, "message_id"), **counts)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message for one subscription, as its headers tell it (the body comes separately)."""
+
+    message_id: str
+    timestamp: int
+    """Unix seconds of this attempt."""
+    topic: bytes
+    subscription_id: str
+    attempt: int
+    content_type: str
+    fragment: str | None = None
+    """The fragment of the callback URL, which is not part of a request line."""
+    traceparent: str | None = None
+
+
+def delivery_headers(
+    notification: Notification, subscription_id: str, *, attempt: int, timestamp: int, fragment: str | None
+) -> dict[str, str]:
+    """The headers of one attempt, without authentication and without Content-Digest (see signatures.py)."""
+    headers = {
+        "webhook-id": notification.message_id,
+        "webhook-timestamp": str(timestamp),
+        "pubsub-topic": encode_topic(notification.topic),
+        "pubsub-subscription": subscription_id,
+        "pubsub-attempt": str(attempt),
+        "content-type": notification.content_type,
+    }
+    if fragment is not None:
+        headers["pubsub-fragment"] = fragment
+    if notification.traceparent is not None:
+        headers["traceparent"] = notification.traceparent
+    return headers
+
+
+def parse_delivery(headers: Mapping[str, str]) -> Delivery:
+    """The inverse of `delivery_headers`. Raises `InvalidRequest` naming the first header that is wrong."""
+    return Delivery(
+        message_id=_matching(headers, "webhook-id", MESSAGE_ID),
+        timestamp=int(_matching(headers, "webhook-timestamp", _TIMESTAMP)),
+        topic=decode_topic(_required(headers, "pubsub-topic")),
+        subscription_id=_matching(headers, "pubsub-subscription", SUBSCRIPTION_ID),
+        attempt=int(_matching(headers, "pubsub-attempt", _ATTEMPT)),
+        content_type=content_type_or_default(headers.get("content-type")),
+        fragment=headers.get("pubsub-fragment"),
+        traceparent=parse_traceparent(headers.get("traceparent")),
+    )
+
+
+def content_type_or_default(value: str | None) -> str:
+    """The Content-Type to forward. Raises `InvalidRequest` when it could not be sent on as a header."""
+    if value is None or value == "":
+        return DEFAULT_CONTENT_TYPE
+    if len(value) > MAX_CONTENT_TYPE_LENGTH or not _HEADER_TEXT.fullmatch(value):
+        raise InvalidRequest(f"Content-Type is printable ASCII of at most {MAX_CONTENT_TYPE_LENGTH} characters")
+    return value
+
+
+def parse_traceparent(value: str | None) -> str | None:
+    """A valid W3C traceparent, else None: Trace Context section 3.2.2.3 says to ignore an invalid one."""
+    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+
+
+def format_time(microseconds: int) -> str:
+    """RFC 3339 in UTC with microseconds: `2026-11-21T02:11:00.000000Z`."""
+    moment = _EPOCH + timedelta(microseconds=microseconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> int:
+    """The inverse of `format_time`, any RFC 3339 offset. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _required(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name)
+    if not value:
+        raise InvalidRequest(f"the header {name} is missing or empty")
+    return value
+
+
+def _matching(headers: Mapping[str, str], name: str, form: re.Pattern[str]) -> str:
+    value = _required(headers, name)
+    if not form.fullmatch(value):
+        raise InvalidRequest(f"the header {name} does not have the form {form.pattern}")
+    return value
+
+
+def _string(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name!r} is missing or not a string")
+    return value

@@ -1,0 +1,354 @@
+"""The heart: subscribe, unsubscribe, notify. Read this first.
+
+    async with Broadcaster(config) as broadcaster:
+        await broadcaster.notify(b"foo/bar", b"data")
+
+A notify asks the directory which subscriptions match and hands the message to the dispatcher, which delivers to all
+of them at once; the counts are the answer. On this path nothing is written to the database. The routes that make an
+HTTP API of it are in http_api.py; `router` mounts them into any FastAPI application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
+from functools import cached_property, partial
+from secrets import token_urlsafe
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from httppubsubclient.bodies import Body, BodyWriter
+from httppubsubclient.protocol.credentials import Secrets
+from httppubsubclient.protocol.errors import ConfigurationError, NotFound, PubSubError, Unavailable
+from httppubsubclient.protocol.messages import (
+    DEFAULT_CONTENT_TYPE,
+    Notification,
+    NotifyResult,
+    SubscribeRequest,
+    Subscription,
+    content_type_or_default,
+    parse_traceparent,
+)
+from httppubsubclient.protocol.topics import check_topic
+from httppubsubserver.auth import Authenticator
+from httppubsubserver.config import ServerConfig, load_secrets
+from httppubsubserver.delivery.dispatcher import Dispatcher
+from httppubsubserver.delivery.outbound import Outbound, open_outbound
+from httppubsubserver.directory import Directory
+from httppubsubserver.idempotency import Once, fingerprint_of
+from httppubsubserver.stores import Page, Store, open_store
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+__all__ = ["Broadcaster"]
+
+_LOG = logging.getLogger("httppubsub.server")
+
+_PRUNE_SECONDS = 30.0
+_SMALLEST_SPOOL_BYTES = 64 * 1024
+
+T = TypeVar("T")
+
+
+class Broadcaster:
+    """Keeps subscriptions and delivers messages to them, while it is entered as an async context manager.
+
+    Entering again while it is open is counted: the store is opened and closed once. `secrets` stand in for the file
+    that `config.secrets_file` names. `clock` gives Unix seconds, `uniform` random numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        secrets: Secrets | None = None,
+        outbound: Outbound | None = None,
+        clock: Callable[[], float] = time.time,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self.config = config
+        self._given_outbound = outbound
+        self._clock = clock
+        self._uniform = uniform
+        self._secrets = secrets or _secrets_of(config)
+        self._entered = 0
+        self._entering = asyncio.Lock()
+        self._stack = AsyncExitStack()
+        self._draining = False
+        self._matching = 0
+        self._matched = asyncio.Event()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._store: Store | None = None
+        self.authenticator: Authenticator
+        self._directory: Directory
+        self._dispatcher: Dispatcher
+        self._once: Once
+
+    @cached_property
+    def router(self) -> APIRouter:
+        """The HTTP API, for `app.include_router(broadcaster.router, prefix=...)`; its lifespan enters this object."""
+        # The one import that points up: the surface promises the router on the broadcaster.
+        from httppubsubserver.http_api import create_router
+
+        return create_router(self)
+
+    async def __aenter__(self) -> Self:
+        async with self._entering:
+            if self._entered == 0:
+                await self._start()
+            self._entered += 1
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        async with self._entering:
+            self._entered -= 1
+            if self._entered == 0:
+                await self._stop()
+
+    @property
+    def store(self) -> Store:
+        """The store, while this is open. Raises `Unavailable`."""
+        if self._store is None:
+            raise Unavailable("the broadcaster is not running: enter it with `async with`, or start its application")
+        return self._store
+
+    # -- subscriptions ------------------------------------------------------------------------------------------
+
+    async def subscribe(self, request: SubscribeRequest) -> tuple[Subscription, bool]:
+        """Add a subscription, or renew the one with the same URL and pattern. True when it is new.
+
+        Once this returns, every later notify sees it, in whichever process of the same database.
+        """
+        subscription, created = await self.store.subscribe(request, now=self.now())
+        _LOG.info("%s %s", "subscribed" if created else "renewed", subscription.id)
+        return subscription, created
+
+    async def unsubscribe(self, subscription_id: str) -> None:
+        """Remove a subscription. Raises `NotFound`."""
+        if not await self.store.unsubscribe(subscription_id):
+            raise NotFound("there is no subscription with this id")
+        _LOG.info("unsubscribed %s", subscription_id)
+
+    async def subscription(self, subscription_id: str) -> Subscription:
+        """One subscription. Raises `NotFound`."""
+        found = await self.store.subscription(subscription_id, now=self.now())
+        if found is None:
+            raise NotFound("there is no subscription with this id")
+        return found
+
+    async def subscriptions(self, *, url: str | None = None, cursor: str | None = None, limit: int = 100) -> Page:
+        """A page of all subscriptions, or of those of one callback URL."""
+        return await self.store.subscriptions(url=url, cursor=cursor, limit=limit, now=self.now())
+
+    async def etag(self, url: str) -> str:
+        """The ETag of a callback URL's set of subscriptions."""
+        return await self.store.etag(url, now=self.now())
+
+    async def replace_subscriptions(
+        self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None = None
+    ) -> tuple[tuple[Subscription, ...], str]:
+        """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
+        return await self.store.replace(url, requests, if_match=if_match, now=self.now())
+
+    # -- notify ---------------------------------------------------------------------------------------------------
+
+    async def notify(
+        self,
+        topic: bytes,
+        data: bytes | Body,
+        *,
+        content_type: str = DEFAULT_CONTENT_TYPE,
+        traceparent: str | None = None,
+        wait_seconds: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> NotifyResult:
+        """Deliver `data` to every subscription that `topic` matches and count the outcomes.
+
+        Waits until every delivery is settled, at most `wait_seconds` (0: not at all); what is undecided then goes
+        on and is counted as pending. A `Body` belongs to this call, whatever comes of it. With an
+        `idempotency_key` the message is sent once, and everybody who comes with the same key and the same message
+        gets the same result. Raises `InvalidTopic`, `InvalidRequest`, `Conflict`, `Unavailable`.
+        """
+        body = data if isinstance(data, Body) else Body.of(data)
+        try:
+            self.check_accepting()
+            notification = Notification(
+                message_id=f"msg_{token_urlsafe(16)}",
+                topic=check_topic(topic),
+                content_type=content_type_or_default(content_type),
+                sha256=body.sha256,
+                size=body.size,
+                traceparent=parse_traceparent(traceparent),
+            )
+        except BaseException:
+            body.close()
+            raise
+        work = partial(self._notify, notification, body, wait_seconds)
+        if idempotency_key is None:
+            return await work()
+        # In a task of its own: a publisher that goes away must not leave its key claimed and unanswered.
+        running_seconds = self.config.notify_timeout_seconds + body.size / self.config.min_bytes_per_second
+        fingerprint = fingerprint_of(notification)
+        return await asyncio.shield(
+            self._spawn(self._once.run(idempotency_key, fingerprint, body, work, running_seconds=running_seconds))
+        )
+
+    async def _notify(self, notification: Notification, body: Body, wait_seconds: float | None) -> NotifyResult:
+        self._matching += 1
+        try:
+            targets = await self._directory.match(notification.topic, now=self.now())
+        except BaseException:
+            body.close()
+            raise
+        finally:
+            self._matching -= 1
+            if self._matching == 0:
+                self._matched.set()
+        fanout = self._dispatcher.start(notification, body, targets)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                await fanout.done.wait()
+        return NotifyResult(
+            message_id=notification.message_id,
+            matched=fanout.matched,
+            notified=fanout.notified,
+            pending=fanout.pending,
+            failed=fanout.failed,
+        )
+
+    def body_writer(self) -> BodyWriter:
+        """Where an arriving body is written: memory or a file, depending on its size and on what memory holds."""
+        free = self.config.bodies_in_memory_bytes - self._dispatcher.bytes_in_memory
+        directory = self.config.spool_directory
+        return BodyWriter(
+            spool_bytes=min(self.config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES)),
+            max_bytes=self.config.max_body_bytes,
+            directory=None if directory is None else str(directory),
+        )
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def now(self) -> int:
+        """Microseconds since 1970."""
+        return int(self._clock() * 1_000_000)
+
+    def check_accepting(self) -> None:
+        """Raises `Unavailable` while stopping, or when too much is under way."""
+        _ = self.store  # raises when not open
+        if self._draining:
+            raise Unavailable("the broadcaster is shutting down", retry_after_seconds=1)
+        if self._dispatcher.running >= self.config.max_pending_notifies:
+            raise Unavailable("too many notifies are under way", retry_after_seconds=1)
+
+    async def check_ready(self) -> None:
+        """Raises `Unavailable` unless notifies can be taken and the store answers."""
+        self.check_accepting()
+        await self.store.version()
+
+    def start_draining(self) -> None:
+        """Take no new notifies; those under way finish, without further retries."""
+        if self._store is not None and not self._draining:
+            _LOG.info("draining: %d notifies under way", self._dispatcher.running)
+            self._draining = True
+            self._dispatcher.start_draining()
+
+    async def drained(self) -> None:
+        """Wait until nothing is under way any more."""
+        while self._matching or self._dispatcher.running or self._background:
+            if self._matching:
+                self._matched.clear()
+                await self._matched.wait()
+            await self._dispatcher.drained()
+            if self._background:
+                await asyncio.wait(set(self._background))
+
+    async def _start(self) -> None:
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(open_store(self.config.db))
+            outbound = self._given_outbound or await stack.enter_async_context(
+                open_outbound(
+                    connections_per_origin=self.config.max_in_flight_per_host,
+                    max_answer_bytes=self.config.max_answer_bytes,
+                    ca_file=self.config.callback_ca_file,
+                )
+            )
+            self._directory = Directory(store)
+            self._dispatcher = Dispatcher(
+                self.config,
+                self._secrets.to_subscribers,
+                outbound,
+                gone=lambda subscription_id: self._spawn(self._forget(subscription_id)),
+                clock=self._clock,
+                random=self._uniform,
+            )
+            self._once = Once(store, clock=self._clock, keep_seconds=self.config.idempotency_seconds)
+            self.authenticator = Authenticator(
+                self._secrets.to_broadcasters,
+                store,
+                tolerance_seconds=self.config.signature_tolerance_seconds,
+                clock=self._clock,
+            )
+            await self._directory.refresh()
+            pruning = asyncio.create_task(self._prune_now_and_then())
+            stack.push_async_callback(_cancelled, pruning)
+            self._stack = stack.pop_all()
+        self._draining = False
+        self._store = store
+        _LOG.info("open with %d subscriptions", len(self._directory))
+
+    async def _stop(self) -> None:
+        self.start_draining()
+        try:
+            async with asyncio.timeout(self.config.shutdown_timeout_seconds):
+                await self.drained()
+        except TimeoutError:
+            _LOG.warning("stopping with %d notifies unfinished", self._dispatcher.running)
+            await self._dispatcher.abort()
+            await self.drained()
+        finally:
+            self._store = None
+            await self._stack.aclose()
+
+    async def _forget(self, subscription_id: str) -> None:
+        """A subscriber answered 410."""
+        try:
+            if await self.store.unsubscribe(subscription_id):
+                _LOG.info("unsubscribed %s: its callback answered 410", subscription_id)
+        except PubSubError as error:
+            _LOG.warning("%s answered 410 and could not be removed: %s", subscription_id, error.detail)
+
+    async def _prune_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_PRUNE_SECONDS * (0.5 + self._uniform()))
+            try:
+                await self.store.prune(now=self.now())
+            except PubSubError as error:
+                _LOG.warning("pruning failed, will try again: %s", error.detail)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` in the background; `drained` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _secrets_of(config: ServerConfig) -> Secrets:
+    if config.secrets_file is None:
+        raise ConfigurationError(
+            "secrets_file is not set: make one with `httppubsubserver --setup` (its --to-broadcasters-auth and "
+            "--to-subscribers-auth take `none` where nothing needs to be proven)"
+        )
+    return load_secrets(config.secrets_file)

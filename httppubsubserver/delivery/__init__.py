@@ -1,0 +1,1 @@
+"""Getting messages to subscribers: what is sent when (`dispatcher`), and how one POST is made (`outbound`)."""

@@ -1,0 +1,235 @@
+"""The routes: parse, authorise, ask the broadcaster, answer. docs/protocol.md describes them for users.
+
+Credentials are checked on the headers alone, before a byte of the body is read; a body is then read within its bounds
+and compared with the digest that the signature covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from httppubsubclient.protocol.callback_urls import parse_callback_url
+from httppubsubclient.protocol.errors import InvalidRequest, InvalidTopic
+from httppubsubclient.protocol.messages import SubscribeRequest
+from httppubsubclient.protocol.topics import decode_topic
+from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.http_requests import ProblemRoute, RequestReader, parse_prefer, query_value
+from httppubsubserver.http_schemas import (
+    LIST_HEADERS,
+    NOTIFY_OPENAPI,
+    PRECONDITION_OPENAPI,
+    HealthAnswer,
+    NotifyAnswer,
+    PatternFields,
+    SubscribeFields,
+    SubscriptionAnswer,
+    SubscriptionPage,
+    SubscriptionSet,
+    WholeSetFields,
+    json_body,
+    problems,
+)
+
+__all__ = ["create_router"]
+
+_MAX_SUBSCRIBE_BYTES = 64 * 1024
+_MAX_WHOLE_SET_BYTES = 16 * 1024 * 1024
+
+CallbackUrlQuery = Annotated[
+    str, Query(description="The callback URL, percent-encoded (a fragment too: %23).", max_length=8192)
+]
+
+
+def create_router(broadcaster: Broadcaster) -> APIRouter:
+    """All routes of `broadcaster` under `/v1`; the router's lifespan enters and leaves the broadcaster."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with broadcaster:
+            yield
+
+    router = APIRouter(prefix="/v1", route_class=ProblemRoute, lifespan=lifespan)
+    reader = RequestReader(broadcaster)
+    _add_notify(router, broadcaster, reader)
+    _add_subscriptions(router, broadcaster, reader)
+    _add_whole_set(router, broadcaster, reader)
+    _add_health(router, broadcaster)
+    return router
+
+
+def _add_notify(router: APIRouter, broadcaster: Broadcaster, reader: RequestReader) -> None:
+    @router.post(
+        "/notify",
+        tags=["notify"],
+        summary="Publish a message",
+        response_model=NotifyAnswer,
+        responses={
+            202: {
+                "model": NotifyAnswer,
+                "description": "Taken; what is `pending` goes on after this answer.",
+            },
+            **problems(400, 401, 408, 413, 415, 422, 503),
+        },
+        openapi_extra=NOTIFY_OPENAPI,
+    )
+    async def notify(request: Request) -> Response:
+        """Deliver the raw body to every subscription that the topic matches, and count what became of it.
+
+        Without `Prefer`, the answer comes when every delivery is confirmed or given up.
+        """
+        await reader.authenticate(request)
+        text = query_value(request, "topic")
+        if text is None:
+            raise InvalidTopic("the query has no topic: POST /v1/notify?topic=foo/bar")
+        topic = decode_topic(text)
+        prefer = parse_prefer(request.headers.getlist("prefer"))
+        broadcaster.check_accepting()
+        result = await broadcaster.notify(
+            topic,
+            await reader.body(request, broadcaster.body_writer()),
+            content_type=request.headers.get("content-type", ""),
+            traceparent=request.headers.get("traceparent"),
+            wait_seconds=prefer.wait_seconds,
+            idempotency_key=request.headers.get("idempotency-key"),
+        )
+        headers = {"preference-applied": prefer.applied} if prefer.applied else None
+        return JSONResponse(result.to_json(), 202 if result.pending else 200, headers)
+
+
+def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: RequestReader) -> None:
+    @router.post(
+        "/subscriptions",
+        tags=["subscriptions"],
+        summary="Subscribe a callback URL",
+        status_code=201,
+        response_model=SubscriptionAnswer,
+        responses={
+            200: {"model": SubscriptionAnswer, "description": "It was there already; its lease is renewed."},
+            **problems(400, 401, 408, 413, 415, 422, 503),
+        },
+        openapi_extra=json_body(SubscribeFields),
+    )
+    async def subscribe(request: Request) -> Response:
+        """Have every message whose topic matches POSTed to `url`, until the lease ends or this is removed.
+
+        (url, pattern) names one subscription: the same again renews it and keeps its id.
+        """
+        await reader.authenticate(request)
+        fields = await reader.json(request, SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
+        wanted = _subscribe_request(broadcaster, parse_callback_url(fields.url).name, fields)
+        subscription, created = await broadcaster.subscribe(wanted)
+        return JSONResponse(subscription.to_json(), 201 if created else 200)
+
+    @router.get(
+        "/subscriptions",
+        tags=["subscriptions"],
+        summary="List subscriptions",
+        response_model=SubscriptionPage,
+        responses={200: LIST_HEADERS, **problems(400, 401, 422, 503)},
+    )
+    async def list_subscriptions(
+        request: Request,
+        url: Annotated[str | None, Query(description="Only those of this callback URL.", max_length=8192)] = None,
+        cursor: Annotated[str | None, Query(description="The `cursor` of the page before.", max_length=256)] = None,
+        limit: Annotated[int, Query(description="At most so many.", ge=1, le=1000)] = 100,
+    ) -> Response:
+        """All subscriptions in the order of their ids, page by page; with `url` an `ETag` of its whole set."""
+        await reader.authenticate(request)
+        name = None if url is None else parse_callback_url(url).name
+        # The tag first: if the set changes in between, a PUT with this tag fails, which is the safe side.
+        headers = None if name is None else {"etag": await broadcaster.etag(name)}
+        page = await broadcaster.subscriptions(url=name, cursor=cursor, limit=limit)
+        subscriptions = [subscription.to_json() for subscription in page.subscriptions]
+        return JSONResponse({"subscriptions": subscriptions, "cursor": page.cursor}, 200, headers)
+
+    @router.get(
+        "/subscriptions/{subscription_id}",
+        tags=["subscriptions"],
+        summary="Show one subscription",
+        response_model=SubscriptionAnswer,
+        responses=problems(400, 401, 404, 503),
+    )
+    async def show_subscription(request: Request, subscription_id: str) -> Response:
+        """One subscription by its id."""
+        await reader.authenticate(request)
+        return JSONResponse((await broadcaster.subscription(subscription_id)).to_json())
+
+    @router.delete(
+        "/subscriptions/{subscription_id}",
+        tags=["subscriptions"],
+        summary="Unsubscribe",
+        status_code=204,
+        response_class=Response,
+        responses=problems(400, 401, 404, 503),
+    )
+    async def unsubscribe(request: Request, subscription_id: str) -> Response:
+        """Remove one subscription. Deliveries that are under way may still arrive."""
+        await reader.authenticate(request)
+        await broadcaster.unsubscribe(subscription_id)
+        return Response(status_code=204)
+
+
+def _add_whole_set(router: APIRouter, broadcaster: Broadcaster, reader: RequestReader) -> None:
+    @router.put(
+        "/subscriptions",
+        tags=["subscriptions"],
+        summary="Replace all subscriptions of a callback URL",
+        response_model=SubscriptionSet,
+        responses={200: LIST_HEADERS, **problems(400, 401, 408, 412, 413, 415, 422, 503)},
+        openapi_extra=json_body(WholeSetFields) | PRECONDITION_OPENAPI,
+    )
+    async def replace_subscriptions(request: Request, url: CallbackUrlQuery) -> Response:
+        """Make the given set the whole set of `url`, at once: what is missing is removed, what stays keeps its id.
+
+        With `If-Match`, only if the set is still the one that this ETag was given for.
+        """
+        await reader.authenticate(request)
+        name = parse_callback_url(url).name
+        fields = await reader.json(request, WholeSetFields, max_bytes=_MAX_WHOLE_SET_BYTES)
+        wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
+        subscriptions, etag = await broadcaster.replace_subscriptions(
+            name, wanted, if_match=_if_match(request.headers.get("if-match"))
+        )
+        answer = {"url": name, "subscriptions": [subscription.to_json() for subscription in subscriptions]}
+        return JSONResponse(answer, 200, {"etag": etag})
+
+
+def _add_health(router: APIRouter, broadcaster: Broadcaster) -> None:
+    @router.get("/health/live", tags=["health"], summary="Is the process alive?", response_model=HealthAnswer)
+    async def live() -> dict[str, str]:
+        """200 as long as the process answers at all. Needs no credentials."""
+        return {"status": "live"}
+
+    @router.get(
+        "/health/ready",
+        tags=["health"],
+        summary="Can it take notifies?",
+        response_model=HealthAnswer,
+        responses=problems(503),
+    )
+    async def ready() -> dict[str, str]:
+        """200 while notifies are taken and the database answers, 503 otherwise. Needs no credentials."""
+        await broadcaster.check_ready()
+        return {"status": "ready"}
+
+
+def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields) -> SubscribeRequest:
+    longest = broadcaster.config.max_lease_seconds
+    lease = fields.lease_seconds
+    if lease is None:
+        lease = broadcaster.config.default_lease_seconds
+    elif not 1 <= lease <= longest:
+        raise InvalidRequest(f"lease_seconds is 1 to {longest}; got {lease}")
+    return SubscribeRequest(url, fields.pattern(), lease)
+
+
+def _if_match(header: str | None) -> str | None:
+    """RFC 9110 section 13.1.1; one strong tag. `*` (any present set) is always true: every URL has a set."""
+    if header is None or header.strip() == "*":
+        return None
+    return header.strip()

@@ -1,0 +1,256 @@
+"""The JSON of the HTTP API: what is accepted (pydantic models, strict), what is answered, and their OpenAPI entries."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from httppubsubclient.protocol.errors import PROBLEM_CONTENT_TYPE, WIRE, ConfigurationError, PubSubError
+from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
+
+__all__ = [
+    "LIST_HEADERS",
+    "NOTIFY_OPENAPI",
+    "PRECONDITION_OPENAPI",
+    "HealthAnswer",
+    "NotifyAnswer",
+    "PatternFields",
+    "Problem",
+    "SubscribeFields",
+    "SubscriptionAnswer",
+    "SubscriptionPage",
+    "SubscriptionSet",
+    "WholeSetFields",
+    "json_body",
+    "problems",
+]
+
+_PATTERN_EXAMPLE = {"glob": "orders/*/paid", "lease_seconds": 86400}
+_SUBSCRIPTION_EXAMPLE = {
+    "id": "sub_0h9m2Zt4cQ7hJw3xkYb5Dg",
+    "url": "http://127.0.0.1:3002/v1/receive",
+    "glob": "orders/*/paid",
+    "delivery": "best_effort",
+    "lease_seconds": 86400,
+    "created_at": "2026-11-21T09:30:00.000000Z",
+    "expires_at": "2026-11-22T09:30:00.000000Z",
+}
+
+
+class PatternFields(BaseModel):
+    """One pattern with its options: exactly one of `topic`, `topic_b64`, `glob` and `mqtt`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [_PATTERN_EXAMPLE]})
+
+    topic: str | None = Field(None, description="Exactly this topic, UTF-8, 1 to 4096 bytes.")
+    topic_b64: str | None = Field(None, description="Exactly this topic, base64: for topics that are not UTF-8.")
+    glob: str | None = Field(None, description="`*`, `?`, `[a-z]`, `**` as a whole segment; at most 1024 bytes.")
+    mqtt: str | None = Field(None, description="An MQTT 5.0 topic filter: `+`, `#`; at most 1024 bytes.")
+    delivery: Literal["best_effort"] = Field(
+        "best_effort", description="`best_effort`: quick retries for some seconds, then the message is gone."
+    )
+    lease_seconds: int | None = Field(
+        None, description="The subscription ends so long after it was last renewed; default 24 hours."
+    )
+
+    def pattern(self) -> Pattern:
+        """Raises `InvalidRequest`, `InvalidTopic` or `InvalidGlob`."""
+        return pattern_from_json(
+            {"topic": self.topic, "topic_b64": self.topic_b64, "glob": self.glob, "mqtt": self.mqtt}
+        )
+
+
+class SubscribeFields(PatternFields):
+    """A subscription to make."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"url": "http://127.0.0.1:3002/v1/receive", **_PATTERN_EXAMPLE}]},
+    )
+
+    url: str = Field(
+        description="Where to POST, http or https. A fragment is part of the name and comes back as Pubsub-Fragment."
+    )
+
+
+class WholeSetFields(BaseModel):
+    """All subscriptions that a callback URL shall have."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    subscriptions: list[PatternFields] = Field(max_length=10_000)
+
+
+class NotifyAnswer(BaseModel):
+    """matched = notified + pending + failed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ",
+                    "matched": 3,
+                    "notified": 2,
+                    "pending": 0,
+                    "failed": 1,
+                }
+            ]
+        }
+    )
+
+    message_id: str = Field(description="The same for every delivery of this message: `Webhook-Id`.")
+    matched: int = Field(description="Subscriptions that the topic matched.")
+    notified: int = Field(description="Confirmed by a 2xx answer.")
+    pending: int = Field(description="Not decided when this was answered.")
+    failed: int = Field(description="Given up.")
+
+
+class SubscriptionAnswer(BaseModel):
+    """A subscription as it is kept."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SUBSCRIPTION_EXAMPLE]})
+
+    id: str
+    url: str = Field(description="The callback URL in its canonical form.")
+    topic: str | None = None
+    topic_b64: str | None = None
+    glob: str | None = None
+    mqtt: str | None = None
+    delivery: Literal["best_effort"]
+    lease_seconds: int
+    created_at: str = Field(description="RFC 3339, UTC.")
+    expires_at: str = Field(description="RFC 3339, UTC; renewed by subscribing again.")
+
+
+class SubscriptionPage(BaseModel):
+    """A page of subscriptions."""
+
+    subscriptions: list[SubscriptionAnswer]
+    cursor: str | None = Field(description="Give it to the next call; null on the last page.")
+
+
+class SubscriptionSet(BaseModel):
+    """All subscriptions of one callback URL, in the order in which they were asked for."""
+
+    url: str
+    subscriptions: list[SubscriptionAnswer]
+
+
+class HealthAnswer(BaseModel):
+    """A probe's answer."""
+
+    status: Literal["live", "ready"]
+
+
+class Problem(BaseModel):
+    """An error, RFC 9457."""
+
+    type: Literal["about:blank"]
+    status: int
+    title: str
+    detail: str = Field(description="What was expected, what came, what to do.")
+    code: str = Field(description="Stable; see docs/protocol.md for the table.")
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of the error answers with these statuses, with one example per code."""
+    return {status: _problem_entry(status) for status in statuses}
+
+
+def _problem_entry(status: int) -> dict[str, Any]:
+    rows = [
+        (cls, wire)
+        for cls, wire in WIRE.items()
+        if wire.status == status and cls not in (PubSubError, ConfigurationError)
+    ]
+    examples = {
+        cls.code: {
+            "value": {
+                "type": "about:blank",
+                "status": status,
+                "title": wire.title,
+                "detail": (cls.__doc__ or "").splitlines()[0],
+                "code": cls.code,
+            }
+        }
+        for cls, wire in rows
+    }
+    entry: dict[str, Any] = {
+        "description": " / ".join(wire.title for _, wire in rows),
+        "content": {PROBLEM_CONTENT_TYPE: {"schema": Problem.model_json_schema(), "examples": examples}},
+    }
+    if status == 503:
+        entry["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return entry
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI entry of a JSON body that the route reads by itself, after the credentials were checked."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _inlined(schema, definitions)}},
+        }
+    }
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """`schema` with its references to `definitions` replaced by what they name (none of ours is recursive)."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    name = schema.get("$ref", "").removeprefix("#/$defs/") if isinstance(schema.get("$ref"), str) else ""
+    if name:
+        return _inlined(definitions[name], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
+def _header(name: str, description: str, *, required: bool = False, **schema: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": required,
+        "description": description,
+        "schema": {"type": "string", **schema},
+    }
+
+
+LIST_HEADERS: dict[str, Any] = {
+    "headers": {
+        "ETag": {
+            "description": "Of the whole set of the callback URL, strong; for If-Match of a PUT.",
+            "schema": {"type": "string"},
+        }
+    }
+}
+
+PRECONDITION_OPENAPI: dict[str, Any] = {
+    "parameters": [_header("If-Match", "The ETag that a GET or PUT of this URL's set returned.")]
+}
+
+NOTIFY_OPENAPI: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "description": "The message, any bytes; forwarded unchanged.",
+        "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+    },
+    "parameters": [
+        {
+            "name": "topic",
+            "in": "query",
+            "required": True,
+            "description": "1 to 4096 bytes, percent-encoded (RFC 3986; `+` is written %2B).",
+            "schema": {"type": "string", "minLength": 1},
+            "example": "orders/17/paid",
+        },
+        _header("Content-Digest", "RFC 9530, sha-256. Required with hmac authentication when there is a body."),
+        _header("Idempotency-Key", "The same message with the same key is sent once.", minLength=1, maxLength=255),
+        _header("Prefer", "RFC 7240: `respond-async`, or `wait=SECONDS`."),
+        _header("traceparent", "W3C Trace Context; forwarded."),
+    ],
+}

@@ -1,0 +1,105 @@
+"""Idempotency keys: one request runs, everybody else with the same key is answered what it was answered.
+
+The store decides who runs, so this holds over several processes and over restarts. Source: the semantics of the
+IETF draft "The Idempotency-Key HTTP Header Field", except that a concurrent request waits instead of failing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable
+
+from httppubsubclient.bodies import Body
+from httppubsubclient.protocol.errors import Conflict, InvalidRequest, Unavailable
+from httppubsubclient.protocol.messages import Notification, NotifyResult
+from httppubsubserver.stores import Remembered, Store
+
+__all__ = ["Once", "check_idempotency_key", "fingerprint_of"]
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+_FIRST_POLL_SECONDS = 0.02
+_LONGEST_POLL_SECONDS = 0.5
+_LEASE_MARGIN_SECONDS = 10.0
+
+
+def check_idempotency_key(key: str) -> str:
+    """1 to 255 visible ASCII characters. Raises `InvalidRequest`."""
+    if not _KEY.fullmatch(key):
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 visible ASCII characters")
+    return key
+
+
+def fingerprint_of(notification: Notification) -> bytes:
+    """What must be the same for two requests with one key to be the same request: topic, type and body."""
+    parts = (notification.topic, notification.content_type.encode("ascii"), notification.sha256)
+    return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+
+
+class Once:
+    """Runs work at most once per key. `clock` gives Unix seconds; answers are kept for `keep_seconds`."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float], keep_seconds: int) -> None:
+        self._store = store
+        self._clock = clock
+        self._keep_seconds = keep_seconds
+
+    async def run(
+        self,
+        key: str,
+        fingerprint: bytes,
+        body: Body,
+        work: Callable[[], Awaitable[NotifyResult]],
+        *,
+        running_seconds: float,
+    ) -> NotifyResult:
+        """The result of `work`, or of the earlier request with this key. `work` takes over `body`; so does this.
+
+        `running_seconds` is the longest that `work` may take. Raises `Conflict`, `Unavailable`.
+        """
+        try:
+            known = await self._claim(check_idempotency_key(key), fingerprint, running_seconds)
+        except BaseException:
+            body.close()
+            raise
+        if known.state == "new":
+            return await self._run_claimed(key, work)
+        body.close()
+        if known.state == "conflict":
+            raise Conflict("this Idempotency-Key was used with another topic, content type or body")
+        if known.state == "running":
+            raise Unavailable("a request with this Idempotency-Key is still running", retry_after_seconds=1)
+        return NotifyResult.from_json(json.loads(known.answer or "{}"))
+
+    async def _claim(self, key: str, fingerprint: bytes, running_seconds: float) -> Remembered:
+        """Claim the key; while another request holds it, look again until that one must be done."""
+        give_up_at = self._clock() + running_seconds
+        pause = _FIRST_POLL_SECONDS
+        while True:
+            now = self._clock()
+            known = await self._store.begin_once(
+                key,
+                fingerprint=fingerprint,
+                lease_until=_microseconds(now + running_seconds + _LEASE_MARGIN_SECONDS),
+                until=_microseconds(now + self._keep_seconds),
+                now=_microseconds(now),
+            )
+            if known.state != "running" or now >= give_up_at:
+                return known
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_POLL_SECONDS)
+
+    async def _run_claimed(self, key: str, work: Callable[[], Awaitable[NotifyResult]]) -> NotifyResult:
+        try:
+            result = await work()
+        except BaseException:
+            await self._store.abandon_once(key)
+            raise
+        await self._store.finish_once(key, answer=json.dumps(result.to_json()))
+        return result
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000)

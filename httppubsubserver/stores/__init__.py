@@ -1,0 +1,124 @@
+"""The store is the truth: subscriptions, their version, and what must be remembered across restarts.
+
+`Store` is the contract; tests/stores/ holds its conformance suite, which every backend passes. `open_store(url)`
+chooses the backend by the URL's scheme and imports its driver only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
+
+__all__ = ["Changes", "Page", "Remembered", "Store", "open_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What happened to the subscriptions after a version, folded: each id stands in one of the two tuples."""
+
+    version: int
+    """The version that is reached by applying this."""
+    complete: bool
+    """True when `changed` is the whole table: start over with it, because older history is gone."""
+    changed: tuple[Subscription, ...]
+    """New, or with other options or another expiry."""
+    removed: tuple[str, ...]
+    """Ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of subscriptions, in the order of their ids."""
+
+    subscriptions: tuple[Subscription, ...]
+    cursor: str | None
+    """Give it to the next call; None on the last page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What is known about an idempotency key."""
+
+    state: Literal["new", "running", "finished", "conflict"]
+    """new: it is ours to run; running: somebody runs it; finished: see `answer`; conflict: another request's."""
+    answer: str | None = None
+
+
+class Store(Protocol):
+    """All moments (`now`, `until`, ...) are microseconds since 1970; the store itself reads no clock."""
+
+    async def version(self) -> int:
+        """The number that every change of subscriptions increments: one cheap read, never stale."""
+        ...
+
+    async def changes_since(self, version: int) -> Changes:
+        """Everything that happened after `version`; 0 means from the beginning."""
+        ...
+
+    async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
+        """Add, or renew the lease of the same (url, pattern), which keeps its id. True when it is new."""
+        ...
+
+    async def unsubscribe(self, subscription_id: str) -> bool:
+        """Remove; False when there is none with this id."""
+        ...
+
+    async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
+        """One subscription; None when unknown or expired."""
+        ...
+
+    async def subscriptions(self, *, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
+        """A page of all, or of one URL's, unexpired subscriptions. `limit` >= 1."""
+        ...
+
+    async def replace(
+        self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None, now: int
+    ) -> tuple[tuple[Subscription, ...], str]:
+        """Make `requests` the whole set of `url` in one transaction; what stays keeps its id and is renewed.
+
+        Returns the set in the order of `requests` (repeated patterns once) and its ETag. Raises
+        `PreconditionFailed` (with the present ETag) when `if_match` is given and is not it.
+        """
+        ...
+
+    async def etag(self, url: str, *, now: int) -> str:
+        """The strong ETag of a URL's set, with its quotes: it changes with anything GET would show of the set."""
+        ...
+
+    async def remember_once(self, key: str, *, until: int, now: int) -> bool:
+        """True exactly once per key before `until`, over all processes and restarts: the replay window."""
+        ...
+
+    async def begin_once(self, key: str, *, fingerprint: bytes, lease_until: int, until: int, now: int) -> Remembered:
+        """Claim an idempotency key. A claim that is not finished by `lease_until` may be taken over."""
+        ...
+
+    async def finish_once(self, key: str, *, answer: str) -> None:
+        """Keep the answer for those who come with the same key and fingerprint until its `until`."""
+        ...
+
+    async def abandon_once(self, key: str) -> None:
+        """Give up a claim: the key is as if it had never been used."""
+        ...
+
+    async def prune(self, *, now: int) -> int:
+        """Delete expired subscriptions (each counts as a change), nonces and keys; returns how many rows."""
+        ...
+
+
+def open_store(url: str) -> AbstractAsyncContextManager[Store]:
+    """The store at `sqlite:///relative.db`, `sqlite:////absolute.db` or `sqlite:///:memory:`, migrated and open
+    while the context lasts. Raises `ConfigurationError`."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ConfigurationError(f"a database URL looks like sqlite:///httppubsub.db; got {url!r}")
+    if scheme == "sqlite":
+        from httppubsubserver.stores.sqlite import open_sqlite
+
+        return open_sqlite(url)
+    raise ConfigurationError(f"no store for {scheme!r} databases; this version knows sqlite:///path")

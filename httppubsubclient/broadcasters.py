@@ -120,9 +120,7 @@ class Broadcasters:
             verify=_tls(self._urls, ca_file),
             # Only connecting has a timeout of its own; everything else is bounded by the deadline of the attempt.
             timeout=httpx.Timeout(None, connect=connect_timeout_seconds),
-            limits=httpx.Limits(
-                max_connections=100, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS
-            ),
+            limits=httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS),
         )
 
     async def call(
@@ -146,6 +144,8 @@ class Broadcasters:
         by default its share of the time that is left, so that a broadcaster that hangs leaves time for the others.
         Raises the error that a broadcaster's problem document stands for, or `BroadcastersUnavailable`.
         """
+        if not self._urls:
+            raise ConfigurationError("no broadcaster is known")
         sent_headers = dict(headers or {})
         if fields is not None:
             body = Body.of(json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode())

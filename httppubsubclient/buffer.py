@@ -18,7 +18,7 @@ __all__ = ["Buffer", "Closed", "Limits", "Room"]
 T = TypeVar("T")
 
 
-class Closed(Exception):  # noqa: N818 - it tells of an end, not of a fault
+class Closed(Exception):
     """Nothing will come out of this buffer any more."""
 
 

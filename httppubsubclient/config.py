@@ -132,11 +132,11 @@ class HttpPubSubConfig:
             _check_host(self.host)
         if self.bind is not None:
             _check_bind(self.bind)
-            if self.bind["type"] == "uvicorn" and self.host is None:
-                raise ConfigurationError("bind needs host: the URL at which the broadcasters reach this listener")
-        if self.host is not None and _PORT_ZERO.match(self.host):
-            if self.bind is None or self.bind["type"] != "uvicorn":
-                raise ConfigurationError("host with port 0 needs bind with type='uvicorn', which knows the real port")
+        if self.bind is not None and self.host is None:
+            raise ConfigurationError("bind needs host: the URL at which the broadcasters reach what it serves")
+        listens = self.bind is not None and self.bind["type"] == "uvicorn"
+        if self.host is not None and _PORT_ZERO.match(self.host) and not listens:
+            raise ConfigurationError("host with port 0 needs bind with type='uvicorn', which knows the real port")
         if self.broadcasters is not None:
             urls = tuple(dict.fromkeys(_broadcaster_url(url) for url in _several(self.broadcasters)))
             object.__setattr__(self, "broadcasters", urls)

@@ -130,9 +130,7 @@ def _bytes(chunk: object) -> bytes:
     raise TypeError(f"a body consists of bytes, not {type(chunk).__name__}: open the file in binary mode ('rb')")
 
 
-async def _from_sync_file(
-    file: SyncFile, *, spool_bytes: int, max_bytes: int, directory: str | None
-) -> Outgoing:
+async def _from_sync_file(file: SyncFile, *, spool_bytes: int, max_bytes: int, directory: str | None) -> Outgoing:
     if not callable(getattr(file, "read", None)):
         raise TypeError(f"sync_file is a file opened in binary mode, not {type(file).__name__}")
     if inspect.iscoroutinefunction(file.read):

@@ -23,12 +23,20 @@ import contextlib
 import logging
 import random
 from collections.abc import Collection, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from httppubsubclient.bodies import Body
 from httppubsubclient.broadcasters import Answer, Broadcasters, BroadcastersUnavailable
-from httppubsubclient.protocol.errors import Gone, NotFound, PreconditionFailed, PubSubError, Unavailable, wire_of
+from httppubsubclient.protocol.errors import (
+    Gone,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    PubSubError,
+    Unavailable,
+    wire_of,
+)
 from httppubsubclient.protocol.messages import Delivery, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.retry import backoff_delay
@@ -89,7 +97,7 @@ class Registrations:
         self._confirmed: dict[Pattern, str] = {}
         self._patterns_by_id: dict[str, Pattern] = {}
         self._certain = False
-        self._called = False
+        self._touched = False
         self._etag: str | None = None
 
         self._lock = asyncio.Lock()
@@ -125,6 +133,7 @@ class Registrations:
             self._wanted.setdefault(pattern, {})[member] = None
         try:
             await self._settle(self._request_timeout_seconds, mine=new)
+            self._check_wanted(patterns, member)
         except BaseException:
             self._forget(new, member)
             self._ask_for_repair_if_needed()
@@ -158,6 +167,10 @@ class Registrations:
                 raise Unavailable("what is subscribed here is being reconciled", retry_after_seconds=1)
             else:
                 raise Gone(f"there is no subscription {subscription_id} here")
+
+    def _check_wanted(self, patterns: Iterable[Pattern], member: Member) -> None:
+        if any(member not in self._wanted.get(pattern, {}) for pattern in patterns):
+            raise Unavailable("the client was left while it subscribed")
 
     def _forget(self, patterns: Iterable[Pattern], member: Member) -> None:
         for pattern in patterns:
@@ -193,10 +206,10 @@ class Registrations:
         missing = [pattern for pattern in self._wanted if pattern not in self._confirmed]
         extra = [pattern for pattern in self._confirmed if pattern not in self._wanted]
         if self._certain and not missing and not extra and not renew:
+            self._repair_wanted = False
             return
-        if not self._called and not self._wanted and not renew:
-            return  # never subscribed, nothing to take back
-        self._called = True
+        if not self._touched and not self._wanted and not renew:
+            return  # nothing of ours is there to be taken back
         try:
             if not self._certain or renew or len(missing) + len(extra) > 1:
                 try:
@@ -212,26 +225,29 @@ class Registrations:
             else:
                 await self._delete(extra[0], deadline)
         except PubSubError as error:
-            if not _refused(error) and not (
-                isinstance(error, BroadcastersUnavailable) and not error.maybe_processed
-            ):
+            if not _refused(error) and not (isinstance(error, BroadcastersUnavailable) and not error.maybe_processed):
                 self._doubt()
             raise
         except BaseException:
             self._doubt()
             raise
+        self._touched = True
+        self._repair_wanted = False
         self._not_before = 0.0
         self._wake.set()
 
     def _doubt(self) -> None:
         """A call may or may not have been processed: nothing is certain until the next PUT."""
+        self._touched = True
         self._certain = False
         self._etag = None
         self._ask_for_repair()
 
     async def _put(self, patterns: list[Pattern], deadline: float) -> None:
         query = f"url={quote(self.url, safe='')}"
-        fields = {"subscriptions": [{**pattern.to_json(), "lease_seconds": self._lease_seconds} for pattern in patterns]}
+        fields = {
+            "subscriptions": [{**pattern.to_json(), "lease_seconds": self._lease_seconds} for pattern in patterns]
+        }
         for _ in range(3):
             headers = {"if-match": self._etag} if self._etag is not None else {}
             try:
@@ -255,7 +271,6 @@ class Registrations:
         self._patterns_by_id = {subscription_id: pattern for pattern, subscription_id in ids.items()}
         self._etag = answer.headers.get("etag")
         self._certain = True
-        self._repair_wanted = False
         self._renew_at = None
         self._note_leases(kept)
 
@@ -267,7 +282,7 @@ class Registrations:
             "lease_seconds": self._lease_seconds,
         }
         answer = await self._call("POST", PATH, deadline, fields=fields)
-        kept = Subscription.from_json(answer.fields())
+        kept = _subscription(answer, answer.fields())
         self._confirmed[pattern] = kept.id
         self._patterns_by_id[kept.id] = pattern
         self._etag = None
@@ -372,7 +387,15 @@ def _subscriptions(answer: Answer) -> list[Subscription]:
     entries = answer.fields().get("subscriptions")
     if not isinstance(entries, list):
         raise PubSubError(f"{answer.url} answered without the list of subscriptions")
-    return [Subscription.from_json(entry) for entry in entries]
+    return [_subscription(answer, entry) for entry in entries]
+
+
+def _subscription(answer: Answer, fields: Any) -> Subscription:
+    try:
+        return Subscription.from_json(fields)
+    except (InvalidRequest, AttributeError, TypeError) as error:
+        # Not InvalidRequest any more: it is not our request that was refused.
+        raise PubSubError(f"{answer.url} answered {answer.status} with what is no subscription: {error}") from None
 
 
 def _refused(error: PubSubError) -> bool:

@@ -114,9 +114,7 @@ async def open_broadcaster(tmp_path: Path, outbound: ScriptedOutbound) -> AsyncI
             *, secrets: Secrets = NO_AUTH, outbound: ScriptedOutbound | None = None, **settings: Any
         ) -> Broadcaster:
             config = ServerConfig(db=f"sqlite:///{tmp_path}/pubsub.sqlite3", **settings)
-            broadcaster = Broadcaster(
-                config, secrets=secrets, outbound=outbound or scripted, uniform=lambda: 0.0
-            )
+            broadcaster = Broadcaster(config, secrets=secrets, outbound=outbound or scripted, uniform=lambda: 0.0)
             return await stack.enter_async_context(broadcaster)
 
         yield open_one

@@ -187,7 +187,8 @@ async def test_the_same_idempotency_key_sends_once_and_answers_the_same(
 
 
 @pytest.mark.parametrize(
-    ("topic", "data", "content_type"), [(b"t", b"y", "text/plain"), (b"u", b"x", "text/plain"), (b"t", b"x", "text/html")]
+    ("topic", "data", "content_type"),
+    [(b"t", b"y", "text/plain"), (b"u", b"x", "text/plain"), (b"t", b"x", "text/html")],
 )
 async def test_the_same_idempotency_key_with_another_message_is_a_conflict(
     broadcaster: Broadcaster, topic: bytes, data: bytes, content_type: str

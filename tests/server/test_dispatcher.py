@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from httppubsubclient.protocol.errors import NotFound, Unavailable
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed
 from tests.server.conftest import OpenBroadcaster, ScriptedOutbound, subscribe
-
-import pytest
 
 
 def url(port: int, path: str = "/v1/receive") -> str:

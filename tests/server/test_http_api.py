@@ -259,7 +259,13 @@ class TestAuthentication:
             yield api
 
     def headers(
-        self, now: float, *, body: bytes = b"x", query: str = "topic=t", nonce: str = "n" * 22, secret: bytes = b"k" * 32
+        self,
+        now: float,
+        *,
+        body: bytes = b"x",
+        query: str = "topic=t",
+        nonce: str = "n" * 22,
+        secret: bytes = b"k" * 32,
     ) -> dict[str, str]:
         digest = {"content-digest": content_digest(hashlib.sha256(body).digest())}
         credentials = Credentials("hmac", (Key("k1", secret),))
@@ -309,9 +315,7 @@ class TestAuthentication:
         assert_problem(answer, 400, "digest_mismatch")
         assert outbound.posts == []
 
-    async def test_nothing_of_the_body_is_read_before_the_credentials_hold(
-        self, signed_api: httpx.AsyncClient
-    ) -> None:
+    async def test_nothing_of_the_body_is_read_before_the_credentials_hold(self, signed_api: httpx.AsyncClient) -> None:
         async def never() -> AsyncIterator[bytes]:
             raise AssertionError("the body was read")
             yield b""

@@ -1,0 +1,384 @@
+"""The client: publish to the broadcasters, subscribe to them, and be called back by them.
+
+    async with HttpPubSubClient(config) as client:
+        async with client.subscribe_glob("foo/*") as subscription:
+            await client.notify(topic=b"foo/bar", data=b"Hello, world!")
+            async for message in subscription:
+                print(message.topic, message.text())
+
+It stands on its own (`bind` with uvicorn), or inside a FastAPI app: `app.include_router(client.router,
+prefix="/pubsub")` starts and stops it with the app. How a message travels: receiver.py verifies what a broadcaster
+posts, registrations.py knows which subscriptions it is for, subscriptions.py holds it until it is consumed;
+broadcasters.py makes the calls in the other direction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from fastapi import APIRouter
+
+from httppubsubclient.broadcasters import Broadcasters, BroadcastersUnavailable
+from httppubsubclient.buffer import Limits
+from httppubsubclient.callbacks import Callback
+from httppubsubclient.config import HttpPubSubConfig
+from httppubsubclient.listener import bound_socket, listening, receiving_app
+from httppubsubclient.outgoing import Publishable, SyncFile, open_outgoing
+from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest
+from httppubsubclient.protocol.messages import NotifyResult, content_type_or_default, parse_traceparent
+from httppubsubclient.protocol.patterns import Pattern, PatternKind
+from httppubsubclient.protocol.topics import check_topic, encode_topic
+from httppubsubclient.receiver import Receiver, ReceiverLimits, receiving_router
+from httppubsubclient.registrations import Registrations
+from httppubsubclient.subscriptions import Message, Subscription
+
+__all__ = ["BroadcastersUnavailable", "Callback", "HttpPubSubClient", "Message", "NotifyResult", "Subscription"]
+
+logger = logging.getLogger(__name__)
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What exists between entering and leaving."""
+
+    broadcasters: Broadcasters
+    registrations: Registrations | None
+    """None without `host`: the client only publishes."""
+    resources: AsyncExitStack
+
+
+class HttpPubSubClient:
+    """Publishes and subscribes while it is entered. It may be entered several times, also at the same time: the first
+    starts it, the last to leave stops it."""
+
+    def __init__(self, config: HttpPubSubConfig) -> None:
+        if not isinstance(config, HttpPubSubConfig):
+            raise ConfigurationError(f"HttpPubSubClient takes a HttpPubSubConfig, not {type(config).__name__}")
+        self._config = config
+        self._directory = None if config.spool_directory is None else os.fspath(config.spool_directory)
+        self._limits = Limits(
+            messages=config.buffer_messages,
+            memory_bytes=config.buffer_bytes,
+            spooled_bytes=config.buffer_spooled_bytes,
+            spool_bytes=config.spool_bytes,
+        )
+        self._receiver = Receiver(
+            config.receive_auth,
+            config.fragment,
+            ReceiverLimits(
+                max_body_bytes=config.max_body_bytes,
+                spool_bytes=config.spool_bytes,
+                spool_directory=self._directory,
+                body_idle_timeout_seconds=config.body_idle_timeout_seconds,
+                signature_tolerance_seconds=config.signature_tolerance_seconds,
+                max_remembered_nonces=config.max_remembered_nonces,
+                buffer=self._limits,
+            ),
+        )
+        self._router = receiving_router(self._receiver, self._lifespan)
+        self._callbacks: list[Callback] = []
+        self._lasting: set[Callback] = set()
+        self._entered = 0
+        self._entering = asyncio.Lock()
+        self._life: _Life | None = None
+
+    # -- starting and stopping ----------------------------------------------------------------------------------
+
+    @property
+    def router(self) -> APIRouter:
+        """`POST /v1/receive`, for an app of your own. Its lifespan enters this client, so that including it is all
+        there is to do. Dependencies of `include_router` do not apply: deliveries are guarded by `receive_auth`."""
+        return self._router
+
+    @property
+    def callback_url(self) -> str:
+        """The URL that the broadcasters call, with the real port; known while the client is entered."""
+        return self._running_registrations().url
+
+    async def __aenter__(self) -> HttpPubSubClient:
+        """Listen (if `bind` says so) and confirm the callbacks that were registered before."""
+        async with self._entering:
+            if self._entered == 0:
+                await self._start()
+            self._entered += 1
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Unsubscribe everything that is left, end all iterators, stop listening. Bounded in time."""
+        async with self._entering:
+            self._entered -= 1
+            if self._entered == 0 and self._life is not None:
+                life, self._life = self._life, None
+                await life.resources.aclose()
+
+    async def _start(self) -> None:
+        config = self._config
+        async with AsyncExitStack() as stack:
+            broadcasters = await stack.enter_async_context(
+                Broadcasters(
+                    self._known_broadcasters(),
+                    config.send_auth,
+                    connect_timeout_seconds=config.connect_timeout_seconds,
+                    ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
+                )
+            )
+            port = await self._bind(stack)
+            registrations = None
+            if config.host is not None:
+                registrations = Registrations(
+                    broadcasters,
+                    config.callback_url(port),
+                    lease_seconds=config.lease_seconds,
+                    request_timeout_seconds=config.request_timeout_seconds,
+                    leave_timeout_seconds=config.leave_timeout_seconds,
+                )
+                self._receiver.registrations = registrations
+                stack.callback(setattr, self._receiver, "registrations", None)
+                registrations.open()
+                stack.push_async_callback(registrations.close)
+            self._life = _Life(broadcasters, registrations, stack)
+            try:
+                stack.push_async_callback(self._pause_callbacks)
+                for callback in self._callbacks:
+                    callback.start()
+                await asyncio.gather(*(callback.confirmed() for callback in self._callbacks))
+            except BaseException:
+                self._life = None
+                raise
+            self._life = _Life(broadcasters, registrations, stack.pop_all())
+
+    async def _bind(self, stack: AsyncExitStack) -> int | None:
+        """Listen, or let the application do it; the port if it is ours."""
+        bind = self._config.bind
+        if bind is None:
+            return None
+        if bind["type"] == "manual":
+            served = bind["callback"](self._router)
+            if inspect.isawaitable(served):
+                served = await served
+            if isinstance(served, AbstractAsyncContextManager):
+                await stack.enter_async_context(served)
+            return None
+        sock = bound_socket(bind["address"], bind["port"])
+        stack.callback(sock.close)
+        app = receiving_app(self._receiver, self._router, self._config.path)
+        await stack.enter_async_context(listening(app, sock))
+        return int(sock.getsockname()[1])
+
+    async def _pause_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, [one for one in self._callbacks if one in self._lasting]
+        await asyncio.gather(*(callback.pause() for callback in callbacks))
+
+    def _known_broadcasters(self) -> tuple[str, ...]:
+        try:
+            return self._config.broadcaster_urls()
+        except ConfigurationError:
+            return ()  # raised when one is needed
+
+    def _lifespan(self, _app: Any) -> AbstractAsyncContextManager[None]:
+        @asynccontextmanager
+        async def entered() -> AsyncIterator[None]:
+            async with self:
+                yield
+
+        return entered()
+
+    def _running(self) -> _Life:
+        if self._life is None:
+            raise RuntimeError(
+                "the client is not running: enter it with `async with client`, or include client.router in an app "
+                "whose lifespan runs"
+            )
+        return self._life
+
+    def _running_registrations(self) -> Registrations:
+        registrations = self._running().registrations
+        self._config.broadcaster_urls()
+        if registrations is None:
+            raise ConfigurationError(
+                "subscribing needs HttpPubSubConfig(host='http://...'): the URL at which the broadcasters reach us"
+            )
+        return registrations
+
+    # -- subscribing --------------------------------------------------------------------------------------------
+
+    def subscribe_exact(self, topic: bytes) -> Subscription:
+        """A subscription to one topic. Raises `InvalidTopic`."""
+        return self._subscription([Pattern.exact(topic)])
+
+    def subscribe_glob(self, glob: str) -> Subscription:
+        """A subscription to the topics that match a glob (docs/protocol.md). Raises `InvalidGlob`."""
+        return self._subscription([Pattern.glob(glob)])
+
+    def subscribe_mqtt(self, topic_filter: str) -> Subscription:
+        """A subscription to the topics that match an MQTT 5.0 topic filter. Raises `InvalidGlob`."""
+        return self._subscription([Pattern.mqtt(topic_filter)])
+
+    def subscribe_multi(self) -> Subscription:
+        """A subscription to nothing yet: add patterns with its own `subscribe_exact`, `subscribe_glob` and
+        `subscribe_mqtt` once it is entered. A message that several of them match arrives once."""
+        return self._subscription([])
+
+    def subscribe(
+        self, *, exact: Iterable[bytes] = (), glob: Iterable[str] = (), mqtt: Iterable[str] = ()
+    ) -> Subscription:
+        """A subscription to several patterns at once, confirmed in one call; each message arrives once."""
+        for name, patterns in (("exact", exact), ("glob", glob), ("mqtt", mqtt)):
+            if isinstance(patterns, (bytes, str)):
+                raise TypeError(f"{name} is a list: {name}=[{patterns!r}]")
+        return self._subscription(
+            [
+                *(Pattern.exact(topic) for topic in exact),
+                *(Pattern.glob(text) for text in glob),
+                *(Pattern.mqtt(text) for text in mqtt),
+            ]
+        )
+
+    def _subscription(self, patterns: Iterable[Pattern]) -> Subscription:
+        return Subscription(
+            self._running_registrations,
+            patterns,
+            limits=self._limits,
+            remembered_message_ids=self._config.remembered_message_ids,
+        )
+
+    def on(
+        self,
+        pattern: bytes | str,
+        function: Callable[[Message], Any] | None = None,
+        *,
+        kind: PatternKind | None = None,
+    ) -> Callback:
+        """Call a function, sync or async, with each message: `bytes` mean an exact topic, `str` a glob, or say
+        `kind="mqtt"`. See callbacks.py for what to do with the result.
+
+        Registered before the client is entered, a callback is confirmed on entering, each time; registered later, it
+        ends when the client is left. Exceptions of the function are logged. It runs in the event loop: what blocks
+        belongs into `asyncio.to_thread`.
+        """
+        if function is not None and not callable(function):
+            raise TypeError(f"a callback is a function that takes a message, not {type(function).__name__}")
+        callback = Callback(
+            _pattern(pattern, kind),
+            function,
+            subscribe=lambda wanted: self._subscription([wanted]),
+            is_running=lambda: self._life is not None,
+            forget=self._forget_callback,
+            leave_timeout_seconds=self._config.leave_timeout_seconds,
+        )
+        self._callbacks.append(callback)
+        if self._life is None:
+            self._lasting.add(callback)
+        return callback
+
+    def _forget_callback(self, callback: Callback) -> None:
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+        self._lasting.discard(callback)
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    async def notify(
+        self,
+        *,
+        topic: bytes,
+        data: Publishable | None = None,
+        sync_file: SyncFile | None = None,
+        content_type: str | None = None,
+        idempotency_key: str | None = None,
+        wait: float | None = None,
+        respond_async: bool = False,
+        traceparent: str | None = None,
+    ) -> NotifyResult:
+        """Publish one message and tell what became of it.
+
+        The body is `data` (bytes, a file with an async `read`, an async iterator of bytes) or `sync_file`, read from
+        its present position; a large one is never in memory. `content_type` is passed on to the subscribers.
+
+        `wait`: the broadcaster answers after so many seconds at most, what is undecided counts as pending;
+        `respond_async`: it answers as soon as it has the message (RFC 7240). With an `idempotency_key`, 1 to 255
+        visible ASCII characters, the message is published once however often this is called with it, so a call whose
+        outcome is unknown is tried again by itself; without one it raises `BroadcastersUnavailable`.
+        """
+        life = self._running()
+        config = self._config
+        config.broadcaster_urls()
+        query = f"topic={encode_topic(check_topic(topic))}"
+        headers = {"content-type": content_type_or_default(content_type)}
+        headers |= _notify_headers(idempotency_key, wait, respond_async=respond_async, traceparent=traceparent)
+        body = await open_outgoing(
+            data,
+            sync_file,
+            spool_bytes=config.spool_bytes,
+            max_bytes=config.max_body_bytes,
+            directory=self._directory,
+        )
+        try:
+            deadline = config.notify_timeout_seconds + (wait or 0.0) + 2 * body.size / config.min_bytes_per_second
+            answer = await life.broadcasters.call(
+                "POST",
+                "/v1/notify",
+                query=query,
+                headers=headers,
+                body=body,
+                repeatable=idempotency_key is not None,
+                retry_seconds=config.request_timeout_seconds,
+                deadline_seconds=deadline,
+                attempt_seconds=deadline,
+            )
+        finally:
+            body.close()
+        try:
+            return NotifyResult.from_json(answer.fields())
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{answer.url}: {error.detail}") from None
+
+
+def _pattern(pattern: bytes | str, kind: PatternKind | None) -> Pattern:
+    kind = kind or ("exact" if isinstance(pattern, bytes) else "glob")
+    if kind == "exact" and isinstance(pattern, bytes):
+        return Pattern.exact(pattern)
+    if kind == "glob" and isinstance(pattern, str):
+        return Pattern.glob(pattern)
+    if kind == "mqtt" and isinstance(pattern, str):
+        return Pattern.mqtt(pattern)
+    raise TypeError(
+        "a pattern is bytes for one exact topic, str for a glob, or str with kind='mqtt'; "
+        f"got {type(pattern).__name__} with kind={kind!r}"
+    )
+
+
+def _notify_headers(
+    idempotency_key: str | None, wait: float | None, *, respond_async: bool, traceparent: str | None
+) -> dict[str, str]:
+    headers = {}
+    if idempotency_key is not None:
+        if not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+            raise InvalidRequest("an idempotency_key has 1 to 255 visible ASCII characters")
+        headers["idempotency-key"] = idempotency_key
+    preferences = ["respond-async"] if respond_async else []
+    if wait is not None:
+        if not 0 <= wait <= 86_400:
+            raise InvalidRequest(f"wait is 0 to 86400 seconds; got {wait!r}")
+        preferences.append(f"wait={math.ceil(wait)}")
+    if preferences:
+        headers["prefer"] = ", ".join(preferences)
+    if traceparent is not None:
+        if parse_traceparent(traceparent) is None:
+            raise InvalidRequest("traceparent is not one (W3C Trace Context section 3.2)")
+        headers["traceparent"] = traceparent
+    return headers

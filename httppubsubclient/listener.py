@@ -1,0 +1,127 @@
+"""A uvicorn inside the running event loop: ready when entered, gone when left, and nothing of the host application
+is touched: no signals, no logging, no lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.messages import RECEIVE_PATH
+from httppubsubclient.receiver import Receive, Receiver, Scope, Send
+
+__all__ = ["bound_socket", "listening", "receiving_app"]
+
+logger = logging.getLogger(__name__)
+
+_STOP_SECONDS = 3
+"""How long requests that are being answered may take when the listener stops; then their connections are cut."""
+
+_KEEP_ALIVE_SECONDS = 75
+"""Broadcasters keep their connections: closing them early would only cost them another handshake."""
+
+
+def bound_socket(address: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises `ConfigurationError` that says what is wrong."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = "another process listens there: stop it, or choose another port (0 takes a free one)"
+        elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+            reason = "it is not an address of this machine; '0.0.0.0' stands for all of them"
+        elif error.errno == errno.EACCES:
+            reason = "this process may not use that port"
+        else:
+            reason = error.strerror or str(error)
+        raise ConfigurationError(f"bind: cannot listen on {address} port {port}: {reason}") from error
+
+
+def receiving_app(receiver: Receiver, router: APIRouter, path: str) -> uvicorn.config.ASGIApplication:
+    """An application that serves the router at the root and, because a proxy may or may not remove it, under `path`."""
+    app = FastAPI(openapi_url=None)
+    app.include_router(router)
+    if path:
+        app.include_router(router, prefix=path)
+    hot = {RECEIVE_PATH, path + RECEIVE_PATH}
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        # Deliveries go past the routing, which would take as long as everything else together.
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in hot:
+            await receiver(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return serve  # type: ignore[return-value]
+
+
+@asynccontextmanager
+async def listening(app: uvicorn.config.ASGIApplication, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve `app` on `sock` while the context lasts; the socket is closed at its end."""
+    server = _Server(
+        _Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[sock]), name="listen for deliveries")
+    try:
+        ready = asyncio.create_task(server.ready.wait())
+        try:
+            await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if serving.done():
+            serving.result()
+            raise ConfigurationError("bind: uvicorn ended as soon as it was started")
+        yield
+    finally:
+        server.stop.set()
+        _, running = await asyncio.wait({serving}, timeout=_STOP_SECONDS + 2)
+        if running:
+            logger.warning("the listener did not stop in time; it is cut off")
+            serving.cancel()
+            await asyncio.wait({serving})
+        sock.close()
+
+
+class _Config(uvicorn.Config):
+    def configure_logging(self) -> None:
+        """Leave logging alone: with access_log off, uvicorn would mute the access log of the whole process."""
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self.stop = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals belong to the application that this runs in."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.ready.set()
+
+    async def main_loop(self) -> None:
+        """Wait until it is time to stop, instead of asking ten times a second."""
+        await self.on_tick(0)
+        await self.stop.wait()

@@ -1,0 +1,343 @@
+"""`POST /v1/receive`: what a broadcaster calls. Verify, deduplicate, offer to the subscriptions, answer at once.
+
+The order matters. Nothing of the body is read before the headers are proven and somebody here wants it:
+
+| step                                                        | else                                       |
+|-------------------------------------------------------------|--------------------------------------------|
+| identity Content-Encoding, declared length within the limit | 415, 413                                   |
+| signature or token holds, its nonce is new                  | 401 unauthorized, replayed                 |
+| the headers of a delivery are well-formed                   | 400, 422                                   |
+| it is for this process (`Pubsub-Fragment`)                  | 503: behind one address, another one's turn |
+| the subscription is ours                                    | 410; 503 while that is not certain         |
+| somebody has not got the message yet                        | 200, it is a duplicate                     |
+| one of them has room                                        | 503 + Retry-After                          |
+| the body arrives in time, within the limit                  | 408, 413                                   |
+| it has the digest that was signed                           | 400 digest_mismatch                        |
+| everyone takes it                                           | 503 + Retry-After; the retry is for the rest |
+
+The route is plain ASGI, because it is the hot one; its OpenAPI entry stands beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.routing import Route
+
+from httppubsubclient.bodies import Body, BodyWriter
+from httppubsubclient.buffer import Limits, Room
+from httppubsubclient.protocol.credentials import Credentials, verify_delivery
+from httppubsubclient.protocol.errors import (
+    PROBLEM_CONTENT_TYPE,
+    DigestMismatch,
+    InvalidRequest,
+    PubSubError,
+    Replayed,
+    TooLarge,
+    TooSlow,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMediaType,
+    problem,
+    wire_of,
+)
+from httppubsubclient.protocol.messages import RECEIVE_PATH, parse_delivery
+from httppubsubclient.protocol.replay import ReplayWindow
+from httppubsubclient.protocol.signatures import parse_content_digest
+from httppubsubclient.registrations import Registrations
+
+__all__ = ["Receiver", "Scope", "receiving_router"]
+
+logger = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_MIN_BYTES_PER_SECOND = 1024
+"""A body that arrives more slowly is given up, however lively it drips."""
+
+_RETRY_AFTER_SECONDS = 1
+
+# Two of one of these would let the proof and its reader look at different ones.
+_SINGLE = frozenset(
+    {
+        "authorization",
+        "content-digest",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "pubsub-attempt",
+        "pubsub-fragment",
+        "pubsub-subscription",
+        "pubsub-topic",
+        "signature",
+        "signature-input",
+        "traceparent",
+        "webhook-id",
+        "webhook-timestamp",
+    }
+)
+
+
+class _Disconnected(Exception):
+    """The other side went away before its request was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverLimits:
+    """What a `Receiver` is bound by; see config.py."""
+
+    max_body_bytes: int
+    spool_bytes: int
+    spool_directory: str | None
+    body_idle_timeout_seconds: float
+    signature_tolerance_seconds: int
+    max_remembered_nonces: int
+    buffer: Limits
+
+
+class Receiver:
+    """The ASGI application behind `/v1/receive`. `registrations` is None while the client is not entered."""
+
+    def __init__(self, credentials: Credentials, fragment: str | None, limits: ReceiverLimits) -> None:
+        self.registrations: Registrations | None = None
+        self._credentials = credentials
+        self._fragment = fragment
+        self._limits = limits
+        self._replays = ReplayWindow(limits.max_remembered_nonces)
+        # Bodies that are arriving: bounded like those that wait, because they are not yet counted there.
+        self._arriving = Room(limits.buffer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            await self._receive(scope, receive)
+        except _Disconnected:
+            return
+        except PubSubError as error:
+            logger.info("answered a delivery with %d: %s", wire_of(error).status, error.detail)
+            await _answer(send, error)
+        except Exception:
+            logger.exception("a delivery failed")
+            await _answer(send, PubSubError("the receiver failed; its log says why"))
+        else:
+            await _answer(send, None)
+
+    async def _receive(self, scope: Scope, receive: Receive) -> None:
+        headers = _headers(scope["headers"])
+        length = self._declared_length(headers)
+        if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            raise UnsupportedMediaType("deliveries come without Content-Encoding, so that their digest can be verified")
+        self._authenticate(scope["method"], headers)
+        delivery = parse_delivery(headers)
+        if delivery.fragment != self._fragment:
+            raise Unavailable(
+                f"this is the process #{self._fragment or ''}; the delivery is for #{delivery.fragment or ''}",
+                retry_after_seconds=0,
+            )
+        if self.registrations is None:
+            raise Unavailable("this client is not running", retry_after_seconds=_RETRY_AFTER_SECONDS)
+        registrations = self.registrations
+        _, members = await registrations.members(delivery.subscription_id)
+        lacking = [member for member in members if not member.has(delivery.message_id)]
+        if not lacking:
+            await self._discard(receive)
+            return
+        size = length if length is not None else self._limits.spool_bytes
+        if not any(member.fits(size) for member in lacking) or not self._arriving.fits(size):
+            raise _full()
+        self._arriving.take(size)
+        try:
+            body = await self._body(receive, headers)
+        finally:
+            self._arriving.give_back(size)
+        # Asked again, because a while has passed.
+        pattern, members = await registrations.members(delivery.subscription_id)
+        accepted = [member.offer(delivery, pattern, body) for member in members]
+        if not all(accepted):
+            raise _full()
+
+    def _authenticate(self, method: str, headers: dict[str, str]) -> None:
+        now = time.time()
+        tolerance = self._limits.signature_tolerance_seconds
+        proof = verify_delivery(self._credentials, method=method, headers=headers, now=now, tolerance_seconds=tolerance)
+        if proof.nonce is None or proof.replay_until is None:
+            return
+        created = int(proof.replay_until) - tolerance
+        if not self._replays.first_time(
+            f"{proof.key_id}:{proof.nonce}", created=created, until=proof.replay_until, now=now
+        ):
+            raise Replayed("this signed request was received before; each attempt is signed anew")
+
+    def _declared_length(self, headers: dict[str, str]) -> int | None:
+        text = headers.get("content-length")
+        if text is None:
+            return None
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise InvalidRequest("Content-Length is not a length")
+        self._check_size(int(text))
+        return int(text)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._limits.max_body_bytes:
+            raise TooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
+
+    async def _body(self, receive: Receive, headers: dict[str, str]) -> Body:
+        limits = self._limits
+        expected = headers.get("content-digest")
+        sha256 = parse_content_digest(expected) if expected is not None else None
+        with BodyWriter(
+            spool_bytes=limits.spool_bytes, max_bytes=limits.max_body_bytes, directory=limits.spool_directory
+        ) as writer:
+            async for chunk in self._chunks(receive):
+                await writer.write(chunk)
+            body = await writer.finish()
+        if sha256 is not None and sha256 != body.sha256:
+            body.close()
+            raise DigestMismatch("the body is not the one that Content-Digest names")
+        return body
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read a duplicate to its end: cutting it off would look like a failure to the sender."""
+        size = 0
+        async for chunk in self._chunks(receive):
+            size += len(chunk)
+            self._check_size(size)
+
+    async def _chunks(self, receive: Receive) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `TooSlow` when it stops or only drips."""
+        loop = asyncio.get_running_loop()
+        idle_seconds = self._limits.body_idle_timeout_seconds
+        start = loop.time()
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(idle_seconds):
+                    event = await receive()
+            except TimeoutError:
+                raise TooSlow(f"nothing of the body arrived for {idle_seconds:g} s") from None
+            if event["type"] == "http.disconnect":
+                raise _Disconnected
+            chunk = event.get("body", b"")
+            if chunk:
+                size += len(chunk)
+                yield chunk
+            if not event.get("more_body", False):
+                return
+            if loop.time() - start > idle_seconds + size / _MIN_BYTES_PER_SECOND:
+                raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
+
+
+def receiving_router(receiver: Receiver, lifespan: Callable[[Any], AbstractAsyncContextManager[None]]) -> APIRouter:
+    """The router with `POST /v1/receive`. Dependencies given to `include_router` do not apply to it: its only guard is
+    the authentication of the broadcasters."""
+    router = APIRouter(lifespan=lifespan)
+    # A class instance as endpoint is served as plain ASGI. FastAPI documents only its own kind of route, so that the
+    # one below describes what this one does; it is never reached.
+    router.routes.append(Route(RECEIVE_PATH, endpoint=receiver, methods=["POST"], name="receive_delivery"))
+    router.add_api_route(
+        RECEIVE_PATH,
+        _documented,
+        methods=["POST"],
+        name="receive",
+        summary="Receive a message from a broadcaster",
+        description=(
+            "One delivery: the published bytes as the body, everything about them in headers. 2xx acknowledges that "
+            "the message is in the buffer of each subscription it is for. An answer of 410 makes the broadcaster "
+            "forget the subscription."
+        ),
+        responses=_RESPONSES,
+        openapi_extra={"parameters": _PARAMETERS, "requestBody": _REQUEST_BODY},
+        response_description="Accepted, now or before",
+    )
+    return router
+
+
+async def _documented() -> None:
+    raise NotImplementedError  # the ASGI route before this one answers
+
+
+def _header(name: str, description: str, example: str, *, required: bool = True) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": required,
+        "description": description,
+        "schema": {"type": "string"},
+        "example": example,
+    }
+
+
+_PARAMETERS = [
+    _header("Webhook-Id", "The message id: the same on each attempt", "msg_2mVnQp"),
+    _header("Webhook-Timestamp", "Unix seconds of this attempt", "1795226400"),
+    _header("Pubsub-Topic", "The topic, percent-encoded", "foo/bar"),
+    _header("Pubsub-Subscription", "The subscription id", "sub_7Hq2"),
+    _header("Pubsub-Attempt", "1, 2, ...", "1"),
+    _header("Pubsub-Fragment", "The fragment of the subscribed URL", "1", required=False),
+    _header("Content-Digest", "SHA-256 of the body (RFC 9530)", "sha-256=:...:", required=False),
+    _header("Signature-Input", "With hmac (RFC 9421)", "httppubsub=(...)", required=False),
+    _header("Signature", "With hmac (RFC 9421)", "httppubsub=:...:", required=False),
+    _header("traceparent", "As published (W3C Trace Context)", "00-...-01", required=False),
+]
+
+_REQUEST_BODY = {
+    "required": True,
+    "description": "The published bytes, unchanged",
+    "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
+}
+
+_PROBLEM = {PROBLEM_CONTENT_TYPE: {"schema": {"type": "object"}}}
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "Malformed headers, or another body than Content-Digest names", "content": _PROBLEM},
+    401: {"description": "No proof, one that does not hold, or one that was used before", "content": _PROBLEM},
+    408: {"description": "The body did not arrive in time", "content": _PROBLEM},
+    410: {"description": "There is no such subscription here: forget it", "content": _PROBLEM},
+    413: {"description": "The body is too large", "content": _PROBLEM},
+    415: {"description": "Content-Encoding is not identity", "content": _PROBLEM},
+    422: {"description": "The topic is malformed", "content": _PROBLEM},
+    503: {"description": "A buffer is full: again after Retry-After", "content": _PROBLEM},
+}
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
+        if name in headers:
+            if name in _SINGLE:
+                raise InvalidRequest(f"the header {name} came more than once")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    return headers
+
+
+def _full() -> Unavailable:
+    return Unavailable("a subscription's buffer is full", retry_after_seconds=_RETRY_AFTER_SECONDS)
+
+
+async def _answer(send: Send, error: PubSubError | None) -> None:
+    status = 200
+    body = b""
+    headers = []
+    if error is not None:
+        status = wire_of(error).status
+        body = json.dumps(problem(error)).encode()
+        headers.append((b"content-type", PROBLEM_CONTENT_TYPE.encode()))
+        if isinstance(error, Unavailable):
+            headers.append((b"retry-after", b"%d" % round(error.retry_after_seconds or 0)))
+        if isinstance(error, Unauthorized):
+            headers.append((b"www-authenticate", b"Signature, Bearer"))  # RFC 9110 section 15.5.2
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

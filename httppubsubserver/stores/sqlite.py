@@ -1,0 +1,383 @@
+"""The store in one SQLite file, shared by the processes of one machine.
+
+Two connections: one writes, one reads what notifies wait for. Concurrent writes share a transaction, and concurrent
+reads of the version share a read. What is answered about subscriptions has reached the disk before; nonces and
+idempotency keys are safe from a crash of the process, and the last of them may be lost with the machine's power.
+
+The version of the subscriptions is the number of the last row in the log of their changes, so a change and its
+version cannot come apart, and each process reads from the log what it has missed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from httppubsubclient.protocol.errors import PreconditionFailed
+from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
+from httppubsubclient.protocol.patterns import Pattern
+from httppubsubserver.migrations import find_migrations
+from httppubsubserver.stores import Changes, Page, Remembered
+from httppubsubserver.stores.batches import Batches
+from httppubsubserver.stores.identity import etag_of, new_subscription_id
+from httppubsubserver.stores.sqlite_file import MEMORY, SqliteFile, Work, open_sqlite_file, sqlite_path
+
+__all__ = ["SqliteStore", "open_sqlite"]
+
+T = TypeVar("T")
+
+CHANGES_KEPT: Final = 10_000
+"""Rows of the log; who has missed more reads the whole table instead."""
+
+_BATCH_SIZE: Final = 256
+_MAX_WAITING: Final = 10_000
+_PRUNE_SLICE: Final = 1000
+"""Rows that are deleted in one transaction, so that others get their turn between two."""
+_MICROSECONDS: Final = 1_000_000
+
+_COLUMNS: Final = "id, url, kind, pattern, lease_seconds, created_at, expires_at"
+
+
+@asynccontextmanager
+async def open_sqlite(
+    url: str,
+    *,
+    lock_timeout_seconds: float = 5.0,
+    open_timeout_seconds: float = 60.0,
+    changes_kept: int = CHANGES_KEPT,
+) -> AsyncIterator[SqliteStore]:
+    """The store at `sqlite:///path`, migrated and open while the context lasts.
+
+    A database that is locked for `lock_timeout_seconds` (when opening: `open_timeout_seconds`) is `Unavailable`.
+    Raises `ConfigurationError` when it cannot be opened, or is not one that this version can use.
+    """
+    path = sqlite_path(url)
+    migrations = find_migrations("sqlite")
+    async with AsyncExitStack() as stack:
+        writer = await stack.enter_async_context(
+            open_sqlite_file(
+                path,
+                lock_timeout_seconds=lock_timeout_seconds,
+                open_timeout_seconds=open_timeout_seconds,
+                migrations=migrations,
+            )
+        )
+        # A database in memory belongs to its one connection; its calls take turns in that connection's thread.
+        reader = writer
+        if path != MEMORY:
+            reader = await stack.enter_async_context(
+                open_sqlite_file(
+                    path,
+                    lock_timeout_seconds=lock_timeout_seconds,
+                    open_timeout_seconds=open_timeout_seconds,
+                    read_only=True,
+                )
+            )
+        store = SqliteStore(writer, reader, changes_kept=changes_kept)
+        stack.push_async_callback(store.finish)
+        yield store
+
+
+class SqliteStore:
+    """See `Store`. Made by `open_sqlite`."""
+
+    def __init__(self, writer: SqliteFile, reader: SqliteFile, *, changes_kept: int) -> None:
+        self._reader = reader
+        self._changes_kept = changes_kept
+
+        async def durably(works: list[Work[Any]]) -> list[Any]:
+            return await writer.transact(works, durable=True)
+
+        async def quickly(works: list[Work[Any]]) -> list[Any]:
+            return await writer.transact(works, durable=False)
+
+        async def read_version(questions: list[None]) -> list[int]:
+            return [await reader.run(_version)] * len(questions)
+
+        self._durably: Batches[Work[Any], Any] = Batches(durably, batch_size=_BATCH_SIZE, max_waiting=_MAX_WAITING)
+        self._quickly: Batches[Work[Any], Any] = Batches(quickly, batch_size=_BATCH_SIZE, max_waiting=_MAX_WAITING)
+        self._versions: Batches[None, int] = Batches(read_version, batch_size=_MAX_WAITING, max_waiting=_MAX_WAITING)
+
+    async def finish(self) -> None:
+        """Take nothing more and end what was begun."""
+        await self._durably.close()
+        await self._quickly.close()
+        await self._versions.close()
+
+    # -- subscriptions ------------------------------------------------------------------------------------------
+
+    async def version(self) -> int:
+        """See `Store.version`."""
+        return await self._versions(None)
+
+    async def changes_since(self, version: int) -> Changes:
+        """See `Store.changes_since`."""
+        return await self._reader.run(lambda db: _changes_since(db, version))
+
+    async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
+        """See `Store.subscribe`."""
+        return await self._change(lambda db: _subscribe(db, request, now, self._changes_kept))
+
+    async def unsubscribe(self, subscription_id: str, *, now: int) -> bool:
+        """See `Store.unsubscribe`."""
+        return await self._change(lambda db: _unsubscribe(db, subscription_id, now, self._changes_kept))
+
+    async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
+        """See `Store.subscription`."""
+        return await self._reader.run(lambda db: _subscription(db, subscription_id, now))
+
+    async def subscriptions(self, *, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
+        """See `Store.subscriptions`."""
+        return await self._reader.run(lambda db: _page(db, url, cursor, limit, now))
+
+    async def replace(
+        self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None, now: int
+    ) -> tuple[tuple[Subscription, ...], str]:
+        """See `Store.replace`."""
+        if any(request.url != url for request in requests):
+            raise ValueError("all of a URL's subscriptions have this URL")
+        return await self._change(lambda db: _replace(db, url, requests, if_match, now, self._changes_kept))
+
+    async def etag(self, url: str, *, now: int) -> str:
+        """See `Store.etag`."""
+        return await self._reader.run(lambda db: etag_of(_of_url(db, url, now)))
+
+    # -- once -----------------------------------------------------------------------------------------------------
+
+    async def remember_once(self, key: str, *, until: int, now: int) -> bool:
+        """See `Store.remember_once`."""
+        return await self._remember(lambda db: _remember_once(db, key, until, now))
+
+    async def begin_once(self, key: str, *, fingerprint: bytes, lease_until: int, until: int, now: int) -> Remembered:
+        """See `Store.begin_once`."""
+        return await self._remember(lambda db: _begin_once(db, key, fingerprint, lease_until, until, now))
+
+    async def finish_once(self, key: str, *, answer: str) -> None:
+        """See `Store.finish_once`."""
+        await self._remember(lambda db: _finish_once(db, key, answer))
+
+    async def abandon_once(self, key: str) -> None:
+        """See `Store.abandon_once`."""
+        await self._remember(lambda db: _abandon_once(db, key))
+
+    async def prune(self, *, now: int) -> int:
+        """See `Store.prune`."""
+        deleted = 0
+        while some := await self._change(lambda db: _prune_subscriptions(db, now, self._changes_kept)):
+            deleted += some
+        for table in ("nonces", "idempotency_keys"):
+            while some := await self._remember(lambda db, table=table: _prune_remembered(db, table, now)):
+                deleted += some
+        return deleted
+
+    async def _change(self, work: Work[T]) -> T:
+        answer: T = await self._durably(work)
+        return answer
+
+    async def _remember(self, work: Work[T]) -> T:
+        answer: T = await self._quickly(work)
+        return answer
+
+
+def _version(db: sqlite3.Connection) -> int:
+    version: int = db.execute("SELECT coalesce(max(version), 0) FROM subscription_changes").fetchone()[0]
+    return version
+
+
+def _changes_since(db: sqlite3.Connection, version: int) -> Changes:
+    db.execute("BEGIN")
+    try:
+        newest = _version(db)
+        oldest = db.execute("SELECT coalesce(min(version), 1) FROM subscription_changes").fetchone()[0]
+        if version == newest:
+            return Changes(newest, False, (), ())
+        if version <= 0 or version < oldest - 1 or version > newest:
+            rows = db.execute(f"SELECT {_COLUMNS} FROM subscriptions").fetchall()
+            return Changes(newest, True, tuple(map(_from_row, rows)), ())
+        rows = db.execute(
+            f"SELECT subscription_id, {_COLUMNS} "
+            "FROM (SELECT DISTINCT subscription_id FROM subscription_changes WHERE version > ?) "
+            "LEFT JOIN subscriptions ON id = subscription_id",
+            (version,),
+        ).fetchall()
+    finally:
+        db.execute("COMMIT")
+    changed = tuple(_from_row(row[1:]) for row in rows if row[1] is not None)
+    return Changes(newest, False, changed, tuple(row[0] for row in rows if row[1] is None))
+
+
+def _subscribe(
+    db: sqlite3.Connection, request: SubscribeRequest, now: int, changes_kept: int
+) -> tuple[Subscription, bool]:
+    pattern = request.pattern
+    row = db.execute(
+        f"SELECT {_COLUMNS} FROM subscriptions WHERE url = ? AND kind = ? AND pattern = ?",
+        (request.url, pattern.kind, pattern.value),
+    ).fetchone()
+    known = None if row is None else _from_row(row)
+    if known is not None and known.expires_at <= now:
+        _delete(db, [known.id])
+        _log(db, [known.id], changes_kept)
+        known = None
+    subscription = _put(db, request, known, now)
+    _log(db, [subscription.id], changes_kept)
+    return subscription, known is None
+
+
+def _unsubscribe(db: sqlite3.Connection, subscription_id: str, now: int, changes_kept: int) -> bool:
+    if _subscription(db, subscription_id, now) is None:
+        return False
+    _delete(db, [subscription_id])
+    _log(db, [subscription_id], changes_kept)
+    return True
+
+
+def _subscription(db: sqlite3.Connection, subscription_id: str, now: int) -> Subscription | None:
+    row = db.execute(
+        f"SELECT {_COLUMNS} FROM subscriptions WHERE id = ? AND expires_at > ?", (subscription_id, now)
+    ).fetchone()
+    return None if row is None else _from_row(row)
+
+
+def _page(db: sqlite3.Connection, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
+    of_url = "" if url is None else "url = ? AND "
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM subscriptions WHERE {of_url}id > ? AND expires_at > ? ORDER BY id LIMIT ?",
+        (*(() if url is None else (url,)), cursor or "", now, limit + 1),
+    ).fetchall()
+    page = tuple(map(_from_row, rows[:limit]))
+    return Page(page, page[-1].id if len(rows) > limit else None)
+
+
+def _of_url(db: sqlite3.Connection, url: str, now: int) -> list[Subscription]:
+    rows = db.execute(f"SELECT {_COLUMNS} FROM subscriptions WHERE url = ? AND expires_at > ?", (url, now)).fetchall()
+    return list(map(_from_row, rows))
+
+
+def _replace(
+    db: sqlite3.Connection,
+    url: str,
+    requests: Sequence[SubscribeRequest],
+    if_match: str | None,
+    now: int,
+    changes_kept: int,
+) -> tuple[tuple[Subscription, ...], str]:
+    known = {subscription.pattern: subscription for subscription in _of_url(db, url, now)}
+    present = etag_of(known.values())
+    if if_match is not None and if_match != present:
+        raise PreconditionFailed(
+            "the subscriptions of this URL have changed since; read them again, or leave out If-Match", etag=present
+        )
+    # A pattern that stands here twice keeps its first place and its last options.
+    wanted = {request.pattern: request for request in requests}
+    kept = {subscription.id for pattern, subscription in known.items() if pattern in wanted}
+    removed = [row[0] for row in db.execute("SELECT id FROM subscriptions WHERE url = ?", (url,)) if row[0] not in kept]
+    _delete(db, removed)
+    subscriptions = tuple(_put(db, request, known.get(pattern), now) for pattern, request in wanted.items())
+    _log(db, [*removed, *(subscription.id for subscription in subscriptions)], changes_kept)
+    return subscriptions, etag_of(subscriptions)
+
+
+def _put(
+    db: sqlite3.Connection, request: SubscribeRequest, known: Subscription | None, now: int
+) -> Subscription:
+    """Write a new row, or renew the one of `known`."""
+    subscription = Subscription(
+        id=new_subscription_id() if known is None else known.id,
+        url=request.url,
+        pattern=request.pattern,
+        lease_seconds=request.lease_seconds,
+        created_at=now if known is None else known.created_at,
+        expires_at=now + request.lease_seconds * _MICROSECONDS,
+    )
+    if known is None:
+        db.execute(
+            f"INSERT INTO subscriptions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                subscription.id,
+                subscription.url,
+                subscription.pattern.kind,
+                subscription.pattern.value,
+                subscription.lease_seconds,
+                subscription.created_at,
+                subscription.expires_at,
+            ),
+        )
+    else:
+        db.execute(
+            "UPDATE subscriptions SET lease_seconds = ?, expires_at = ? WHERE id = ?",
+            (subscription.lease_seconds, subscription.expires_at, subscription.id),
+        )
+    return subscription
+
+
+def _delete(db: sqlite3.Connection, subscription_ids: Sequence[str]) -> None:
+    db.executemany("DELETE FROM subscriptions WHERE id = ?", [(each,) for each in subscription_ids])
+
+
+def _log(db: sqlite3.Connection, subscription_ids: Sequence[str], changes_kept: int) -> None:
+    """Number the changes. The last row is always kept, so SQLite's next number is the next version."""
+    if not subscription_ids:
+        return
+    db.executemany(
+        "INSERT INTO subscription_changes (subscription_id) VALUES (?)", [(each,) for each in subscription_ids]
+    )
+    db.execute("DELETE FROM subscription_changes WHERE version <= ?", (_version(db) - changes_kept,))
+
+
+def _remember_once(db: sqlite3.Connection, key: str, until: int, now: int) -> bool:
+    written = db.execute(
+        "INSERT INTO nonces (key, until) VALUES (?, ?) "
+        "ON CONFLICT (key) DO UPDATE SET until = excluded.until WHERE nonces.until <= ?",
+        (key, until, now),
+    )
+    return written.rowcount == 1
+
+
+def _begin_once(
+    db: sqlite3.Connection, key: str, fingerprint: bytes, lease_until: int, until: int, now: int
+) -> Remembered:
+    known = db.execute(
+        "SELECT fingerprint, lease_until, answer FROM idempotency_keys WHERE key = ? AND until > ?", (key, now)
+    ).fetchone()
+    if known is not None:
+        if known[0] != fingerprint:
+            return Remembered("conflict")
+        if known[2] is not None:
+            return Remembered("finished", known[2])
+        if known[1] > now:
+            return Remembered("running")
+    db.execute(
+        "INSERT OR REPLACE INTO idempotency_keys (key, fingerprint, lease_until, until) VALUES (?, ?, ?, ?)",
+        (key, fingerprint, lease_until, until),
+    )
+    return Remembered("new")
+
+
+def _finish_once(db: sqlite3.Connection, key: str, answer: str) -> None:
+    # The first answer stays: somebody may have been told it already.
+    db.execute("UPDATE idempotency_keys SET answer = ? WHERE key = ? AND answer IS NULL", (answer, key))
+
+
+def _abandon_once(db: sqlite3.Connection, key: str) -> None:
+    db.execute("DELETE FROM idempotency_keys WHERE key = ? AND answer IS NULL", (key,))
+
+
+def _prune_subscriptions(db: sqlite3.Connection, now: int, changes_kept: int) -> int:
+    rows = db.execute("SELECT id FROM subscriptions WHERE expires_at <= ? LIMIT ?", (now, _PRUNE_SLICE)).fetchall()
+    expired = [row[0] for row in rows]
+    _delete(db, expired)
+    _log(db, expired, changes_kept)
+    return len(expired)
+
+
+def _prune_remembered(db: sqlite3.Connection, table: str, now: int) -> int:
+    return db.execute(
+        f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE until <= ? LIMIT ?)", (now, _PRUNE_SLICE)
+    ).rowcount
+
+
+def _from_row(row: tuple[Any, ...]) -> Subscription:
+    return Subscription(row[0], row[1], Pattern(row[2], row[3]), row[4], row[5], row[6])

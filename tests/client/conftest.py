@@ -1,0 +1,235 @@
+"""A broadcaster made of a dict, on the other side of respx, and deliveries signed as a broadcaster signs them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+import respx
+from fastapi import FastAPI
+
+from httppubsubclient.client import HttpPubSubClient
+from httppubsubclient.config import HttpPubSubConfig
+from httppubsubclient.protocol.credentials import Credentials, Key, sign_delivery, verify_request
+from httppubsubclient.protocol.errors import NotFound, PreconditionFailed, PubSubError, problem, wire_of
+from httppubsubclient.protocol.messages import Notification, Subscription, delivery_headers
+from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
+from httppubsubclient.protocol.signatures import content_digest
+
+URL = "http://broadcaster.test:3003"
+HOST = "http://subscriber.test:3002"
+CALLBACK = f"{HOST}/v1/receive"
+SEND_AUTH = Credentials(type="hmac", keys=(Key(id="to-broadcasters", secret=b"b" * 32),), broadcasters=(URL,))
+RECEIVE_AUTH = Credentials(type="hmac", keys=(Key(id="to-subscribers", secret=b"s" * 32),), broadcasters=(URL,))
+YEAR_2030 = 1_893_456_000_000_000
+
+Behaviour = Callable[[httpx.Request], Awaitable[httpx.Response | None] | httpx.Response | None]
+
+
+class FakeBroadcaster:
+    """Keeps subscriptions in a dict. `next` holds what the next requests do instead (or, returning None, before)."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Subscription] = {}
+        self.calls: list[str] = []
+        self.requests: list[httpx.Request] = []
+        self.next: list[Behaviour] = []
+        self.always: Behaviour | None = None
+        self.lease_seconds: int | None = None
+        self._ids = (f"sub_{number}" for number in itertools.count(1))
+        self._nonces = itertools.count(1)
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        self.calls.append(f"{request.method} {request.url.path}")
+        behaviour = self.next.pop(0) if self.next else self.always
+        if behaviour is not None:
+            answer = behaviour(request)
+            if not isinstance(answer, httpx.Response) and answer is not None:
+                answer = await answer
+            if answer is not None:
+                return answer
+        try:
+            return self.process(request)
+        except PubSubError as error:
+            return answer_of(error)
+
+    def process(self, request: httpx.Request) -> httpx.Response:
+        query = request.url.query.decode()
+        verify_request(
+            SEND_AUTH,
+            method=request.method,
+            path=request.url.raw_path.decode().partition("?")[0],
+            query=query,
+            headers={name.lower(): value for name, value in request.headers.items()},
+            has_body=bool(request.content),
+            now=time.time(),
+            tolerance_seconds=300,
+        )
+        assert not request.content or request.headers["content-digest"] == content_digest(
+            hashlib.sha256(request.content).digest()
+        )
+        match request.method, request.url.path:
+            case "POST", "/v1/notify":
+                counts = {"message_id": "msg_1", "matched": 3, "notified": 2, "pending": 1, "failed": 0}
+                return httpx.Response(200, json=counts)
+            case "POST", "/v1/subscriptions":
+                fields = json.loads(request.content)
+                assert fields["delivery"] == "best_effort"
+                return httpx.Response(201, json=self.keep(fields["url"], fields).to_json())
+            case "PUT", "/v1/subscriptions":
+                url = parse_qs(query)["url"][0]
+                if_match = request.headers.get("if-match")
+                if if_match is not None and if_match != self.etag(url):
+                    raise PreconditionFailed("it is another set now", etag=self.etag(url))
+                entries = json.loads(request.content)["subscriptions"]
+                kept = [self.keep(url, entry) for entry in entries]
+                ids = {subscription.id for subscription in kept}
+                self.kept = {key: value for key, value in self.kept.items() if value.url != url or key in ids}
+                return httpx.Response(
+                    200,
+                    json={"url": url, "subscriptions": [subscription.to_json() for subscription in kept]},
+                    headers={"etag": self.etag(url)},
+                )
+            case "GET", "/v1/subscriptions":
+                url = parse_qs(query)["url"][0]
+                return httpx.Response(
+                    200, json={"subscriptions": [], "cursor": None}, headers={"etag": self.etag(url)}
+                )
+            case "DELETE", path:
+                if self.kept.pop(path.rpartition("/")[2], None) is None:
+                    raise NotFound("there is none")
+                return httpx.Response(204)
+        raise NotFound(f"no such route: {request.method} {request.url.path}")
+
+    def keep(self, url: str, fields: Mapping[str, Any]) -> Subscription:
+        pattern = pattern_from_json(fields)
+        for subscription in self.kept.values():
+            if (subscription.url, subscription.pattern) == (url, pattern):
+                return subscription
+        lease_seconds = self.lease_seconds or fields["lease_seconds"]
+        subscription = Subscription(next(self._ids), url, pattern, lease_seconds, YEAR_2030, YEAR_2030)
+        self.kept[subscription.id] = subscription
+        return subscription
+
+    def etag(self, url: str) -> str:
+        ids = ",".join(sorted(key for key, value in self.kept.items() if value.url == url))
+        return f'"{hashlib.sha256(ids.encode()).hexdigest()[:16]}"'
+
+    def patterns(self, url: str = CALLBACK) -> list[str]:
+        return [str(subscription.pattern) for subscription in self.kept.values() if subscription.url == url]
+
+    def id_of(self, pattern: Pattern) -> str:
+        return next(key for key, value in self.kept.items() if value.pattern == pattern)
+
+    def delivery(
+        self,
+        subscription_id: str,
+        topic: bytes,
+        body: bytes,
+        *,
+        message_id: str = "msg_1",
+        content_type: str = "text/plain",
+        fragment: str | None = None,
+        attempt: int = 1,
+        age_seconds: int = 0,
+        credentials: Credentials = RECEIVE_AUTH,
+    ) -> dict[str, str]:
+        """The headers of one signed attempt; each has a nonce of its own."""
+        sha256 = hashlib.sha256(body).digest()
+        now = int(time.time()) - age_seconds
+        notification = Notification(message_id, topic, content_type, sha256, len(body))
+        headers = delivery_headers(
+            notification, subscription_id, attempt=attempt, timestamp=now, fragment=fragment
+        )
+        headers["content-digest"] = content_digest(sha256)
+        nonce = f"{next(self._nonces):022d}"
+        return headers | sign_delivery(credentials, headers=headers, now=now, nonce=nonce)
+
+
+def answer_of(error: PubSubError, **headers: str) -> httpx.Response:
+    return httpx.Response(
+        wire_of(error).status,
+        json=problem(error),
+        headers={"content-type": "application/problem+json", **{k.replace("_", "-"): v for k, v in headers.items()}},
+    )
+
+
+def refuse(error: PubSubError, **headers: str) -> Behaviour:
+    return lambda _request: answer_of(error, **headers)
+
+
+def unreachable(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("Connection refused", request=request)
+
+
+def cut_off(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadError("reset by peer", request=request)
+
+
+class Wire:
+    """The subscriber's side of the network: posts deliveries to the client's router, mounted in an app."""
+
+    def __init__(self, client: HttpPubSubClient, broadcaster: FakeBroadcaster) -> None:
+        app = FastAPI()
+        app.include_router(client.router)
+        self.broadcaster = broadcaster
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HOST)
+
+    async def post(self, headers: dict[str, str], body: Any = b"") -> httpx.Response:
+        return await self.http.post("/v1/receive", headers=headers, content=body)
+
+    async def deliver(
+        self, pattern: Pattern | str, topic: bytes = b"foo/bar", body: bytes = b"hello", **options: Any
+    ) -> httpx.Response:
+        subscription_id = pattern if isinstance(pattern, str) else self.broadcaster.id_of(pattern)
+        return await self.post(self.broadcaster.delivery(subscription_id, topic, body, **options), body)
+
+
+@pytest.fixture
+def broadcaster() -> Iterator[FakeBroadcaster]:
+    fake = FakeBroadcaster()
+    with respx.mock(assert_all_called=False) as router:
+        router.route(url__startswith=URL).mock(side_effect=fake)
+        yield fake
+
+
+def config(**settings: Any) -> HttpPubSubConfig:
+    return HttpPubSubConfig(
+        **{
+            "host": HOST,
+            "send_auth": SEND_AUTH,
+            "receive_auth": RECEIVE_AUTH,
+            "request_timeout_seconds": 0.2,
+            "leave_timeout_seconds": 0.2,
+            **settings,
+        }
+    )
+
+
+@pytest.fixture
+async def client(broadcaster: FakeBroadcaster) -> AsyncIterator[HttpPubSubClient]:
+    async with HttpPubSubClient(config()) as entered:
+        yield entered
+
+
+@pytest.fixture
+async def wire(client: HttpPubSubClient, broadcaster: FakeBroadcaster) -> AsyncIterator[Wire]:
+    wire = Wire(client, broadcaster)
+    async with wire.http:
+        yield wire
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something is true; a test that waits for what never comes fails after five seconds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)

@@ -1,0 +1,44 @@
+"""Fixtures over real processes; see processes.py."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from httppubsubclient.client import HttpPubSubClient
+from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
+from tests.e2e.processes import Process, Site
+
+OpenClient = Callable[..., AbstractAsyncContextManager[HttpPubSubClient]]
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> Site:
+    """Made by --setup with its defaults: hmac both ways."""
+    return await Site.make(tmp_path / "site")
+
+
+@pytest.fixture
+async def broadcaster(site: Site) -> AsyncIterator[Process]:
+    """One broadcaster process of `site`."""
+    async with site.serve() as process:
+        await process.url()
+        yield process
+
+
+@asynccontextmanager
+async def open_client(site: Site, *urls: str, fragment: str = "") -> AsyncIterator[HttpPubSubClient]:
+    """A client in this process, with a listener of its own on a free port."""
+    send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
+    config = HttpPubSubConfig(
+        bind={"type": "uvicorn", "address": "127.0.0.1", "port": 0},
+        host=f"http://127.0.0.1:0{fragment}",
+        send_auth=send_auth,
+        receive_auth=receive_auth,
+        broadcasters=list(urls),
+    )
+    async with HttpPubSubClient(config) as client:
+        yield client

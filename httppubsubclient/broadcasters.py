@@ -120,7 +120,7 @@ class Broadcasters:
             verify=_tls(self._urls, ca_file),
             # Only connecting has a timeout of its own; everything else is bounded by the deadline of the attempt.
             timeout=httpx.Timeout(None, connect=connect_timeout_seconds),
-            limits=httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS),
+            limits=httpx.Limits(max_connections=1000, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS),
         )
 
     async def call(

@@ -32,13 +32,13 @@ from httppubsubclient.broadcasters import Broadcasters, BroadcastersUnavailable
 from httppubsubclient.buffer import Limits
 from httppubsubclient.callbacks import Callback
 from httppubsubclient.config import HttpPubSubConfig
-from httppubsubclient.listener import bound_socket, listening, receiving_app
+from httppubsubclient.listener import bound_socket, listening
 from httppubsubclient.outgoing import Publishable, SyncFile, open_outgoing
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest
 from httppubsubclient.protocol.messages import NotifyResult, content_type_or_default, parse_traceparent
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
 from httppubsubclient.protocol.topics import check_topic, encode_topic
-from httppubsubclient.receiver import Receiver, ReceiverLimits, receiving_router
+from httppubsubclient.receiver import Receiver, ReceiverLimits, receiving_app, receiving_router
 from httppubsubclient.registrations import Registrations
 from httppubsubclient.subscriptions import Message, Subscription
 

@@ -22,7 +22,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from typing_extensions import TypedDict
@@ -231,10 +231,10 @@ _BIND_KEYS: dict[str, dict[str, type]] = {
 }
 
 
-def _check_number(name: str, value: object, least: float, whole: bool) -> None:
-    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+def _check_number(name: str, value: Any, least: float, whole: bool) -> None:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     # NaN compares false with everything, so it fails here, too; the upper bound keeps infinity out.
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < 2**63:
+    if not is_number or not least <= value < 2**63:
         raise ConfigurationError(f"{name} is {'a whole number' if whole else 'a number'} from {least}; got {value!r}")
 
 

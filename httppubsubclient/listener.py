@@ -8,17 +8,17 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI
 
 from httppubsubclient.protocol.errors import ConfigurationError
-from httppubsubclient.protocol.messages import RECEIVE_PATH
-from httppubsubclient.receiver import Receive, Receiver, Scope, Send
 
-__all__ = ["bound_socket", "listening", "receiving_app"]
+__all__ = ["bound_socket", "listening"]
+
+ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +46,8 @@ def bound_socket(address: str, port: int) -> socket.socket:
         raise ConfigurationError(f"bind: cannot listen on {address} port {port}: {reason}") from error
 
 
-def receiving_app(receiver: Receiver, router: APIRouter, path: str) -> uvicorn.config.ASGIApplication:
-    """An application that serves the router at the root and, because a proxy may or may not remove it, under `path`."""
-    app = FastAPI(openapi_url=None)
-    app.include_router(router)
-    if path:
-        app.include_router(router, prefix=path)
-    hot = {RECEIVE_PATH, path + RECEIVE_PATH}
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        # Deliveries go past the routing, which would take as long as everything else together.
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in hot:
-            await receiver(scope, receive, send)
-        else:
-            await app(scope, receive, send)
-
-    return serve  # type: ignore[return-value]
-
-
 @asynccontextmanager
-async def listening(app: uvicorn.config.ASGIApplication, sock: socket.socket) -> AsyncIterator[None]:
+async def listening(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
     """Serve `app` on `sock` while the context lasts; the socket is closed at its end."""
     server = _Server(
         _Config(

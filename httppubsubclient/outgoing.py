@@ -17,7 +17,7 @@ import hashlib
 import inspect
 import io
 from collections.abc import AsyncIterable, AsyncIterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from httppubsubclient.bodies import CHUNK_BYTES, Body, BodyWriter, spool
 from httppubsubclient.protocol.errors import InvalidRequest, TooLarge
@@ -148,13 +148,11 @@ async def _from_sync_file(file: SyncFile, *, spool_bytes: int, max_bytes: int, d
             await writer.write(chunk)
 
 
-def _position(file: object) -> int | None:
+def _position(file: Any) -> int | None:
     """Where a file stands, None if it cannot be asked to go back there."""
-    if not isinstance(file, io.IOBase) and not hasattr(file, "seekable"):
-        return None
     try:
-        return int(file.tell()) if file.seekable() else None  # type: ignore[union-attr]
-    except OSError:
+        return int(file.tell()) if file.seekable() else None
+    except (AttributeError, OSError):
         return None
 
 

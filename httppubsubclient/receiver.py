@@ -29,7 +29,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, FastAPI
 from starlette.routing import Route
 
 from httppubsubclient.bodies import Body, BodyWriter
@@ -54,13 +54,14 @@ from httppubsubclient.protocol.replay import ReplayWindow
 from httppubsubclient.protocol.signatures import parse_content_digest
 from httppubsubclient.registrations import Registrations
 
-__all__ = ["Receiver", "Scope", "receiving_router"]
+__all__ = ["Receiver", "ReceiverLimits", "receiving_app", "receiving_router"]
 
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MIN_BYTES_PER_SECOND = 1024
 """A body that arrives more slowly is given up, however lively it drips."""
@@ -262,6 +263,26 @@ def receiving_router(receiver: Receiver, lifespan: Callable[[Any], AbstractAsync
     return router
 
 
+def receiving_app(
+    receiver: Receiver, router: APIRouter, path: str
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """An application that serves the router at the root and, because a proxy may or may not remove it, under `path`."""
+    app = FastAPI(openapi_url=None)
+    app.include_router(router)
+    if path:
+        app.include_router(router, prefix=path)
+    hot = {RECEIVE_PATH, path + RECEIVE_PATH}
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        # Deliveries go past the routing, which would take as long as everything else together.
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in hot:
+            await receiver(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return serve
+
+
 async def _documented() -> None:
     raise NotImplementedError  # the ASGI route before this one answers
 
@@ -337,7 +358,7 @@ async def _answer(send: Send, error: PubSubError | None) -> None:
         if isinstance(error, Unavailable):
             headers.append((b"retry-after", b"%d" % round(error.retry_after_seconds or 0)))
         if isinstance(error, Unauthorized):
-            headers.append((b"www-authenticate", b"Signature, Bearer"))  # RFC 9110 section 15.5.2
+            headers.append((b"www-authenticate", (error.challenge or "Signature").encode()))
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

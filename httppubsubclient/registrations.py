@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -304,7 +304,7 @@ class Registrations:
         *,
         query: str = "",
         headers: dict[str, str] | None = None,
-        fields: dict[str, object] | None = None,
+        fields: Mapping[str, object] | None = None,
     ) -> Answer:
         left = max(0.001, deadline - asyncio.get_running_loop().time())
         return await self._broadcasters.call(

@@ -16,14 +16,16 @@ import json
 from collections.abc import Callable, Generator, Iterable
 from email.message import Message as _MimeHeaders
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from httppubsubclient.bodies import Body
 from httppubsubclient.buffer import Buffer, Closed, Limits
 from httppubsubclient.protocol.messages import Delivery
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topics import shown_topic
-from httppubsubclient.registrations import Registrations
+
+if TYPE_CHECKING:
+    from httppubsubclient.registrations import Registrations
 
 __all__ = ["Message", "Messages", "MessagesOrNone", "Subscription"]
 

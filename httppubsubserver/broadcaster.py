@@ -132,7 +132,7 @@ class Broadcaster:
 
     async def unsubscribe(self, subscription_id: str) -> None:
         """Remove a subscription. Raises `NotFound`."""
-        if not await self.store.unsubscribe(subscription_id):
+        if not await self.store.unsubscribe(subscription_id, now=self.now()):
             raise NotFound("there is no subscription with this id")
         _LOG.info("unsubscribed %s", subscription_id)
 
@@ -319,7 +319,7 @@ class Broadcaster:
     async def _forget(self, subscription_id: str) -> None:
         """A subscriber answered 410."""
         try:
-            if await self.store.unsubscribe(subscription_id):
+            if await self.store.unsubscribe(subscription_id, now=self.now()):
                 _LOG.info("unsubscribed %s: its callback answered 410", subscription_id)
         except PubSubError as error:
             _LOG.warning("%s answered 410 and could not be removed: %s", subscription_id, error.detail)

@@ -1,31 +1,53 @@
 """Every setting of the broadcaster, in one frozen model. docs/configuration.md describes them; a test compares.
 
 They come from a TOML file, then `HTTPPUBSUB_<SETTING>` variables, then flags; the later one wins. A setting that
-does not exist is an error that names the nearest one that does.
+does not exist is an error that names the nearest one that does. Relative paths in the file, that of an SQLite
+database included, are relative to the folder of the file; elsewhere to the current one.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
+import logging
+import os
+import stat
+import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
+from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-__all__ = ["ServerConfig"]
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.keys import Secrets, secrets_from_json
+
+__all__ = ["ServerConfig", "load_config", "load_secrets", "nearest"]
 
 MEBIBYTE = 1024 * 1024
+
+_LOG = logging.getLogger("httppubsub.server")
+
+_VARIABLE_PREFIX = "HTTPPUBSUB_"
+_FILE_VARIABLE = "HTTPPUBSUB_CONFIG"
+_CLIENT_PREFIX = "HTTPPUBSUB_CLIENT_"
+"""The commands of the client have variables of their own."""
+
+_UNSHOWN = frozenset({"db"})
+"""Settings whose value may hold a password: error texts never repeat it."""
 
 
 class ServerConfig(BaseModel):
     """What a `Broadcaster` is told. Everything but the secrets file has a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     db: str = Field("sqlite:///httppubsub.sqlite3", description="Where subscriptions are kept.")
     secrets_file: Path | None = Field(
         None, description="broadcaster-secrets.json, made by `httppubsubserver --setup`. Required."
     )
-    host: str = Field("127.0.0.1", description="The address that `serve` listens on.")
+    host: str = Field("127.0.0.1", min_length=1, description="The address that `serve` listens on.")
     port: int = Field(3003, ge=0, le=65535, description="The port that `serve` listens on; 0 takes a free one.")
     workers: int = Field(1, ge=1, le=256, description="Processes that `serve` starts behind one port.")
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
@@ -82,3 +104,200 @@ class ServerConfig(BaseModel):
         ge=0,
         description="How long a stop waits for running attempts; they have their own deadlines, too.",
     )
+
+    @model_validator(mode="after")
+    def _leases_fit(self) -> Self:
+        if self.default_lease_seconds > self.max_lease_seconds:
+            raise ValueError(
+                f"default_lease_seconds ({self.default_lease_seconds}) should be at most max_lease_seconds "
+                f"({self.max_lease_seconds}): set both"
+            )
+        return self
+
+
+class _Given(NamedTuple):
+    """A value and where it stands, in words."""
+
+    value: object
+    source: str
+
+
+def load_config(
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, object] | None = None,
+    defaults: Mapping[str, object] | None = None,
+    defaults_directory: Path | None = None,
+) -> ServerConfig:
+    """The settings of the TOML `file` (or of the one that HTTPPUBSUB_CONFIG names), of `environ`, of `overrides`.
+
+    `overrides` are what flags say and win over everything; `defaults` replace the built-in ones, and relative paths
+    among them are relative to `defaults_directory`. Both map names of settings to values or to their text. The text
+    of a list has commas; an empty text is None where a setting may be unset. Raises `ConfigurationError`, which says
+    what is wrong where, and what was expected.
+    """
+    given: dict[str, _Given] = {}
+    for name, value in (defaults or {}).items():
+        _known(name, "the default {!r}", ServerConfig.model_fields)
+        given[name] = _Given(_rooted(name, value, defaults_directory), f"the default {name}")
+    path, path_source = _file_of(file, environ)
+    if path is not None:
+        for name, value in _read_toml(path, path_source).items():
+            _known(name, f"{path}: {{!r}}", ServerConfig.model_fields)
+            given[name] = _Given(_rooted(name, value, path.parent), f"{path}: {name}")
+    given.update(_from_environ(environ))
+    for name, value in (overrides or {}).items():
+        flag = f"--{name.replace('_', '-')}"
+        _known(flag, "{!r}", (f"--{known.replace('_', '-')}" for known in ServerConfig.model_fields))
+        given[name] = _Given(_from_text(name, value), flag)
+    return _validated(given)
+
+
+def load_secrets(path: Path) -> Secrets:
+    """The secrets file of a broadcaster. Raises `ConfigurationError`, whose text never holds a secret.
+
+    That others may read the file is a warning in the log: there are setups in which that is how it is given to us.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read()
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"there is no secrets file {str(path)!r}: `httppubsubserver --setup` makes one in the current directory, "
+            "and --secrets FILE says where yours is"
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(f"the secrets file {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"the secrets file {str(path)!r} is not UTF-8") from None
+    if mode & 0o077:
+        _LOG.warning("the secrets file %r is open to other users (mode %03o): chmod 600 it", str(path), mode)
+    try:
+        return secrets_from_json(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"the secrets file {str(path)!r} is not JSON, at line {error.lineno}") from None
+    except RecursionError:
+        raise ConfigurationError(f"the secrets file {str(path)!r} is nested too deeply") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the secrets file {str(path)!r}: {error.detail}") from None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to append to the text about an unknown name: the closest known one, if any is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _known(name: str, place: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name not in names:
+        hint = nearest(name, names) or "; docs/configuration.md lists all"
+        raise ConfigurationError(f"{place.format(name)} is not a setting{hint}")
+
+
+def _file_of(file: Path | None, environ: Mapping[str, str]) -> tuple[Path | None, str]:
+    if file is not None:
+        return file, "--config"
+    named = environ.get(_FILE_VARIABLE)
+    return (Path(named), _FILE_VARIABLE) if named else (None, "")
+
+
+def _read_toml(path: Path, source: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the configuration file {str(path)!r} (from {source}) cannot be read: {error.strerror}"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from None
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, _Given]:
+    known = {f"{_VARIABLE_PREFIX}{name.upper()}": name for name in ServerConfig.model_fields}
+    given: dict[str, _Given] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(_VARIABLE_PREFIX) or variable.startswith(_CLIENT_PREFIX):
+            continue
+        if variable != _FILE_VARIABLE:
+            _known(variable, "the environment variable {!r}", known)
+            name = known[variable]
+            given[name] = _Given(_from_text(name, text), variable)
+    return given
+
+
+def _rooted(name: str, value: object, directory: Path | None) -> object:
+    """A value of a file: what is a relative path in it starts at the folder of the file."""
+    value = _from_text(name, value)
+    if directory is None or not isinstance(value, str | Path):
+        return value
+    if name == "db":
+        return _rooted_database(str(value), directory)
+    return directory / value if Path in _alternatives(_annotation(name)) else value
+
+
+def _rooted_database(url: str, directory: Path) -> str:
+    scheme, separator, path = url.partition(":///")
+    if scheme != "sqlite" or not separator or path in ("", ":memory:") or path.startswith("/"):
+        return url
+    return f"sqlite:///{quote(os.fsencode(directory.absolute()))}/{path}"
+
+
+def _from_text(name: str, value: object) -> object:
+    """Text as the setting's own kind of value; whatever is not text stays as it is."""
+    return value_of_text(_annotation(name), value) if isinstance(value, str) else value
+
+
+def value_of_text(annotation: object, text: str) -> object:
+    """Text for a setting of this type: lists are split at commas, an empty text unsets what may be None."""
+    alternatives = _alternatives(annotation)
+    if not text and type(None) in alternatives:
+        return None
+    if any(get_origin(alternative) in (list, tuple, frozenset) for alternative in alternatives):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _annotation(name: str) -> object:
+    return ServerConfig.model_fields[name].annotation
+
+
+def _alternatives(annotation: object) -> tuple[object, ...]:
+    """`Path | None` as (Path, None's type); a type that is no union as itself alone."""
+    return get_args(annotation) if type(None) in get_args(annotation) else (annotation,)
+
+
+def _validated(given: Mapping[str, _Given]) -> ServerConfig:
+    for name, (value, source) in given.items():
+        # Pydantic takes true for 1.
+        if isinstance(value, bool) and bool not in _alternatives(_annotation(name)):
+            raise ConfigurationError(f"{source} should not be true or false; see docs/configuration.md")
+    try:
+        config = ServerConfig.model_validate({name: value for name, (value, _) in given.items()})
+    except ValidationError as error:
+        faults = [_fault(fault["loc"], fault["msg"], given) for fault in error.errors(include_url=False)]
+        raise ConfigurationError("; ".join(faults)) from None
+    # Needed by the first large message only, which is too late to find out.
+    if config.spool_directory is not None and not os.access(config.spool_directory, os.W_OK | os.X_OK):
+        source = given["spool_directory"].source
+        raise ConfigurationError(f"{source} should be a folder to write to; got {str(config.spool_directory)!r}")
+    return config
+
+
+def _fault(location: tuple[int | str, ...], message: str, given: Mapping[str, _Given]) -> str:
+    """One complaint of pydantic, with its source; its own text never quotes the value."""
+    if not location:
+        return message.removeprefix("Value error, ")
+    name = str(location[0])
+    value, source = given[name]
+    expected = message.removeprefix("Input ")
+    if not expected.startswith("should"):
+        expected = f"is wrong: {expected}"
+    return f"{source} {expected}" + ("" if name in _UNSHOWN else f"; got {_shortened(repr(value))}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:97]}..."

@@ -23,6 +23,7 @@ from httppubsubserver.http_schemas import (
     LIST_HEADERS,
     NOTIFY_OPENAPI,
     PRECONDITION_OPENAPI,
+    SUBSCRIPTION_ID_OPENAPI,
     HealthAnswer,
     NotifyAnswer,
     PatternFields,
@@ -153,11 +154,12 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: Requ
         summary="Show one subscription",
         response_model=SubscriptionAnswer,
         responses=problems(400, 401, 404, 503),
+        openapi_extra=SUBSCRIPTION_ID_OPENAPI,
     )
-    async def show_subscription(request: Request, subscription_id: str) -> Response:
+    async def show_subscription(request: Request) -> Response:
         """One subscription by its id."""
         await reader.authenticate(request)
-        return JSONResponse((await broadcaster.subscription(subscription_id)).to_json())
+        return JSONResponse((await broadcaster.subscription(request.path_params["subscription_id"])).to_json())
 
     @router.delete(
         "/subscriptions/{subscription_id}",
@@ -166,11 +168,12 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: Requ
         status_code=204,
         response_class=Response,
         responses=problems(400, 401, 404, 503),
+        openapi_extra=SUBSCRIPTION_ID_OPENAPI,
     )
-    async def unsubscribe(request: Request, subscription_id: str) -> Response:
+    async def unsubscribe(request: Request) -> Response:
         """Remove one subscription. Deliveries that are under way may still arrive."""
         await reader.authenticate(request)
-        await broadcaster.unsubscribe(subscription_id)
+        await broadcaster.unsubscribe(request.path_params["subscription_id"])
         return Response(status_code=204)
 
 

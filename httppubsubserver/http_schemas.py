@@ -13,6 +13,7 @@ __all__ = [
     "LIST_HEADERS",
     "NOTIFY_OPENAPI",
     "PRECONDITION_OPENAPI",
+    "SUBSCRIPTION_ID_OPENAPI",
     "HealthAnswer",
     "NotifyAnswer",
     "PatternFields",
@@ -232,6 +233,19 @@ LIST_HEADERS: dict[str, Any] = {
 PRECONDITION_OPENAPI: dict[str, Any] = {
     "parameters": [_header("If-Match", "The ETag that a GET or PUT of this URL's set returned.")]
 }
+
+SUBSCRIPTION_ID_OPENAPI: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "subscription_id",
+            "in": "path",
+            "required": True,
+            "description": "The `id` that subscribing answered.",
+            "schema": {"type": "string"},
+        }
+    ]
+}
+"""Written here, not taken from a parameter of the function: any text may be asked for, what is unknown is a 404."""
 
 NOTIFY_OPENAPI: dict[str, Any] = {
     "requestBody": {

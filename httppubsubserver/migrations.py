@@ -64,7 +64,9 @@ def find_migrations(dialect: str, *, package: Path = _PACKAGE) -> tuple[Migratio
     found = tuple(_read(path) for path in sorted(folder.glob("*.sql")))
     if not found or [migration.number for migration in found] != list(range(1, len(found) + 1)):
         names = ", ".join(migration.name for migration in found) or "no migrations"
-        raise ConfigurationError(f"{folder} should hold migrations numbered 0001, 0002, ... without gaps; it has {names}")
+        raise ConfigurationError(
+            f"{folder} should hold migrations numbered 0001, 0002, ... without gaps; it has {names}"
+        )
     return found
 
 

@@ -121,6 +121,11 @@ class Unauthorized(PubSubError):
     challenge: str | None = None
     """The value of WWW-Authenticate (RFC 9110 section 11.6.1), set by whoever asks for the credentials."""
 
+    def __init__(self, detail: str, *, reason: str | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        """One word for programs, see `Reason` in signatures.py; None when a peer said so or nothing more is known."""
+
 
 class Replayed(Unauthorized):
     """A correct signature whose nonce was already used."""

@@ -50,7 +50,12 @@ class Remembered:
 
 
 class Store(Protocol):
-    """All moments (`now`, `until`, ...) are microseconds since 1970; the store itself reads no clock."""
+    """All moments (`now`, `until`, ...) are microseconds since 1970; the store itself reads no clock.
+
+    Every method raises `Unavailable` while the database cannot do its work; then nothing has happened, and the store
+    works again when the database does. A caller may be cancelled at any moment: the change it asked for has then
+    happened as a whole or not at all.
+    """
 
     async def version(self) -> int:
         """The number that every change of subscriptions increments: one cheap read, never stale."""
@@ -61,11 +66,14 @@ class Store(Protocol):
         ...
 
     async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
-        """Add, or renew the lease of the same (url, pattern), which keeps its id. True when it is new."""
+        """Add, or renew the lease of the same (url, pattern), which keeps its id. True when it is new.
+
+        One that has expired is gone: it is recorded as removed, and a new one takes its place.
+        """
         ...
 
-    async def unsubscribe(self, subscription_id: str) -> bool:
-        """Remove; False when there is none with this id."""
+    async def unsubscribe(self, subscription_id: str, *, now: int) -> bool:
+        """Remove; False when unknown or expired."""
         ...
 
     async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
@@ -81,8 +89,9 @@ class Store(Protocol):
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of `url` in one transaction; what stays keeps its id and is renewed.
 
-        Returns the set in the order of `requests` (repeated patterns once) and its ETag. Raises
-        `PreconditionFailed` (with the present ETag) when `if_match` is given and is not it.
+        All requests have this `url`. Returns the set in the order of `requests` (a repeated pattern once: its first
+        place, its last options) and its ETag. Raises `PreconditionFailed` (with the present ETag) when `if_match` is
+        given and is not it.
         """
         ...
 
@@ -99,11 +108,11 @@ class Store(Protocol):
         ...
 
     async def finish_once(self, key: str, *, answer: str) -> None:
-        """Keep the answer for those who come with the same key and fingerprint until its `until`."""
+        """Keep the answer for those who come with the same key and fingerprint until its `until`. The first stays."""
         ...
 
     async def abandon_once(self, key: str) -> None:
-        """Give up a claim: the key is as if it had never been used."""
+        """Give up a claim that is not finished: the key is as if it had never been used."""
         ...
 
     async def prune(self, *, now: int) -> int:
@@ -113,7 +122,7 @@ class Store(Protocol):
 
 def open_store(url: str) -> AbstractAsyncContextManager[Store]:
     """The store at `sqlite:///relative.db`, `sqlite:////absolute.db` or `sqlite:///:memory:`, migrated and open
-    while the context lasts. Raises `ConfigurationError`."""
+    while the context lasts. Raises `ConfigurationError`; entering also `Unavailable`, when it stays locked."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise ConfigurationError(f"a database URL looks like sqlite:///httppubsub.db; got {url!r}")

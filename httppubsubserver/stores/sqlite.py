@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from httppubsubclient.protocol.errors import PreconditionFailed
@@ -37,7 +38,11 @@ _PRUNE_SLICE: Final = 1000
 """Rows that are deleted in one transaction, so that others get their turn between two."""
 _MICROSECONDS: Final = 1_000_000
 
-_COLUMNS: Final = "id, url, kind, pattern, lease_seconds, created_at, expires_at"
+_SELECT: Final = "SELECT id, url, kind, pattern, lease_seconds, created_at, expires_at FROM subscriptions"
+_PRUNE_REMEMBERED: Final = (
+    "DELETE FROM nonces WHERE key IN (SELECT key FROM nonces WHERE until <= ? LIMIT ?)",
+    "DELETE FROM idempotency_keys WHERE key IN (SELECT key FROM idempotency_keys WHERE until <= ? LIMIT ?)",
+)
 
 
 @asynccontextmanager
@@ -72,7 +77,7 @@ async def open_sqlite(
                     path,
                     lock_timeout_seconds=lock_timeout_seconds,
                     open_timeout_seconds=open_timeout_seconds,
-                    read_only=True,
+                    migrations=None,
                 )
             )
         store = SqliteStore(writer, reader, changes_kept=changes_kept)
@@ -167,8 +172,8 @@ class SqliteStore:
         deleted = 0
         while some := await self._change(lambda db: _prune_subscriptions(db, now, self._changes_kept)):
             deleted += some
-        for table in ("nonces", "idempotency_keys"):
-            while some := await self._remember(lambda db, table=table: _prune_remembered(db, table, now)):
+        for statement in _PRUNE_REMEMBERED:
+            while some := await self._remember(partial(_prune_remembered, statement=statement, now=now)):
                 deleted += some
         return deleted
 
@@ -194,18 +199,18 @@ def _changes_since(db: sqlite3.Connection, version: int) -> Changes:
         if version == newest:
             return Changes(newest, False, (), ())
         if version <= 0 or version < oldest - 1 or version > newest:
-            rows = db.execute(f"SELECT {_COLUMNS} FROM subscriptions").fetchall()
+            rows = db.execute(_SELECT).fetchall()
             return Changes(newest, True, tuple(map(_from_row, rows)), ())
         rows = db.execute(
-            f"SELECT subscription_id, {_COLUMNS} "
+            "SELECT id, url, kind, pattern, lease_seconds, created_at, expires_at, subscription_id "
             "FROM (SELECT DISTINCT subscription_id FROM subscription_changes WHERE version > ?) "
             "LEFT JOIN subscriptions ON id = subscription_id",
             (version,),
         ).fetchall()
     finally:
-        db.execute("COMMIT")
-    changed = tuple(_from_row(row[1:]) for row in rows if row[1] is not None)
-    return Changes(newest, False, changed, tuple(row[0] for row in rows if row[1] is None))
+        db.execute("ROLLBACK")
+    changed = tuple(_from_row(row) for row in rows if row[0] is not None)
+    return Changes(newest, False, changed, tuple(row[7] for row in rows if row[0] is None))
 
 
 def _subscribe(
@@ -213,7 +218,7 @@ def _subscribe(
 ) -> tuple[Subscription, bool]:
     pattern = request.pattern
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM subscriptions WHERE url = ? AND kind = ? AND pattern = ?",
+        f"{_SELECT} WHERE url = ? AND kind = ? AND pattern = ?",
         (request.url, pattern.kind, pattern.value),
     ).fetchone()
     known = None if row is None else _from_row(row)
@@ -235,16 +240,14 @@ def _unsubscribe(db: sqlite3.Connection, subscription_id: str, now: int, changes
 
 
 def _subscription(db: sqlite3.Connection, subscription_id: str, now: int) -> Subscription | None:
-    row = db.execute(
-        f"SELECT {_COLUMNS} FROM subscriptions WHERE id = ? AND expires_at > ?", (subscription_id, now)
-    ).fetchone()
+    row = db.execute(f"{_SELECT} WHERE id = ? AND expires_at > ?", (subscription_id, now)).fetchone()
     return None if row is None else _from_row(row)
 
 
 def _page(db: sqlite3.Connection, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
     of_url = "" if url is None else "url = ? AND "
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM subscriptions WHERE {of_url}id > ? AND expires_at > ? ORDER BY id LIMIT ?",
+        f"{_SELECT} WHERE {of_url}id > ? AND expires_at > ? ORDER BY id LIMIT ?",
         (*(() if url is None else (url,)), cursor or "", now, limit + 1),
     ).fetchall()
     page = tuple(map(_from_row, rows[:limit]))
@@ -252,7 +255,7 @@ def _page(db: sqlite3.Connection, url: str | None, cursor: str | None, limit: in
 
 
 def _of_url(db: sqlite3.Connection, url: str, now: int) -> list[Subscription]:
-    rows = db.execute(f"SELECT {_COLUMNS} FROM subscriptions WHERE url = ? AND expires_at > ?", (url, now)).fetchall()
+    rows = db.execute(f"{_SELECT} WHERE url = ? AND expires_at > ?", (url, now)).fetchall()
     return list(map(_from_row, rows))
 
 
@@ -280,9 +283,7 @@ def _replace(
     return subscriptions, etag_of(subscriptions)
 
 
-def _put(
-    db: sqlite3.Connection, request: SubscribeRequest, known: Subscription | None, now: int
-) -> Subscription:
+def _put(db: sqlite3.Connection, request: SubscribeRequest, known: Subscription | None, now: int) -> Subscription:
     """Write a new row, or renew the one of `known`."""
     subscription = Subscription(
         id=new_subscription_id() if known is None else known.id,
@@ -294,7 +295,8 @@ def _put(
     )
     if known is None:
         db.execute(
-            f"INSERT INTO subscriptions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO subscriptions (id, url, kind, pattern, lease_seconds, created_at, expires_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
                 subscription.id,
                 subscription.url,
@@ -373,10 +375,8 @@ def _prune_subscriptions(db: sqlite3.Connection, now: int, changes_kept: int) ->
     return len(expired)
 
 
-def _prune_remembered(db: sqlite3.Connection, table: str, now: int) -> int:
-    return db.execute(
-        f"DELETE FROM {table} WHERE key IN (SELECT key FROM {table} WHERE until <= ? LIMIT ?)", (now, _PRUNE_SLICE)
-    ).rowcount
+def _prune_remembered(db: sqlite3.Connection, *, statement: str, now: int) -> int:
+    return db.execute(statement, (now, _PRUNE_SLICE)).rowcount
 
 
 def _from_row(row: tuple[Any, ...]) -> Subscription:

@@ -162,17 +162,18 @@ async def open_sqlite_file(
     *,
     lock_timeout_seconds: float,
     open_timeout_seconds: float,
-    migrations: Sequence[Migration] = (),
-    read_only: bool = False,
+    migrations: Sequence[Migration] | None,
 ) -> AsyncIterator[SqliteFile]:
     """A connection to `path`, in WAL mode and with all of `migrations`, while the context lasts.
+
+    Without migrations it is for reading only, and the database is there already.
 
     A new file is made with mode 0600; SQLite gives the files beside it (`-wal`, `-shm`) the mode of the first.
     Raises `ConfigurationError`, and `Unavailable` when the file stays locked for `open_timeout_seconds`. Once it is
     open, a lock is waited for at most `lock_timeout_seconds`.
     """
     try:
-        if path != MEMORY and not read_only:
+        if path != MEMORY and migrations is not None:
             _make_file(path)
         connection = await aiosqlite.connect(path, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
@@ -181,7 +182,7 @@ async def open_sqlite_file(
     try:
         # SQLite does not wait for every lock that opening takes, so the whole of it is tried again.
         deadline = asyncio.get_running_loop().time() + open_timeout_seconds
-        while not await _prepared(file, migrations, read_only=read_only):
+        while not await _prepared(file, migrations):
             if asyncio.get_running_loop().time() >= deadline:
                 raise Unavailable(f"the database {path} is locked by another process")
             await asyncio.sleep(_OPENING_PAUSE_SECONDS)
@@ -218,10 +219,13 @@ def _make_file(path: str) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
-async def _prepared(file: SqliteFile, migrations: Sequence[Migration], *, read_only: bool) -> bool:
+async def _prepared(file: SqliteFile, migrations: Sequence[Migration] | None) -> bool:
     """Try to make a fresh connection ready for use; False while another process holds a lock."""
     try:
-        await file.attempt(lambda db: _prepare_reader(db) if read_only else _prepare_writer(db, file.path, migrations))
+        if migrations is None:
+            await file.attempt(_prepare_reader)
+        else:
+            await file.attempt(lambda db: _prepare_writer(db, file.path, migrations))
     except sqlite3.Error as error:
         if _primary_code(error) in _LOCKED:
             return False
@@ -249,10 +253,9 @@ def _prepare_writer(db: sqlite3.Connection, path: str, migrations: Sequence[Migr
 
 
 def _check_writable(db: sqlite3.Connection) -> None:
-    """SQLite opens what it may not write to without a word. Raises `sqlite3.Error`."""
+    """SQLite opens what it may not write to without a word, and even begins a transaction. Raises `sqlite3.Error`."""
     try:
-        db.execute("BEGIN IMMEDIATE")
-        db.execute("ROLLBACK")
+        db.execute("DELETE FROM httppubsub_migrations WHERE 0")
     except sqlite3.OperationalError as error:
         if _primary_code(error) not in _LOCKED:  # a lock of somebody else's is a proof, too
             raise

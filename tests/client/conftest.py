@@ -37,6 +37,8 @@ Behaviour = Callable[[httpx.Request], Awaitable[httpx.Response | None] | httpx.R
 class FakeBroadcaster:
     """Keeps subscriptions in a dict. `next` holds what the next requests do instead (or, returning None, before)."""
 
+    network: respx.MockRouter
+
     def __init__(self) -> None:
         self.kept: dict[str, Subscription] = {}
         self.calls: list[str] = []
@@ -48,6 +50,7 @@ class FakeBroadcaster:
         self._nonces = itertools.count(1)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0)  # a network never answers at once
         self.requests.append(request)
         self.calls.append(f"{request.method} {request.url.path}")
         behaviour = self.next.pop(0) if self.next else self.always
@@ -101,9 +104,7 @@ class FakeBroadcaster:
                 )
             case "GET", "/v1/subscriptions":
                 url = parse_qs(query)["url"][0]
-                return httpx.Response(
-                    200, json={"subscriptions": [], "cursor": None}, headers={"etag": self.etag(url)}
-                )
+                return httpx.Response(200, json={"subscriptions": [], "cursor": None}, headers={"etag": self.etag(url)})
             case "DELETE", path:
                 if self.kept.pop(path.rpartition("/")[2], None) is None:
                     raise NotFound("there is none")
@@ -147,9 +148,7 @@ class FakeBroadcaster:
         sha256 = hashlib.sha256(body).digest()
         now = int(time.time()) - age_seconds
         notification = Notification(message_id, topic, content_type, sha256, len(body))
-        headers = delivery_headers(
-            notification, subscription_id, attempt=attempt, timestamp=now, fragment=fragment
-        )
+        headers = delivery_headers(notification, subscription_id, attempt=attempt, timestamp=now, fragment=fragment)
         headers["content-digest"] = content_digest(sha256)
         nonce = f"{next(self._nonces):022d}"
         return headers | sign_delivery(credentials, headers=headers, now=now, nonce=nonce)
@@ -199,6 +198,7 @@ def broadcaster() -> Iterator[FakeBroadcaster]:
     fake = FakeBroadcaster()
     with respx.mock(assert_all_called=False) as router:
         router.route(url__startswith=URL).mock(side_effect=fake)
+        fake.network = router
         yield fake
 
 

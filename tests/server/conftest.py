@@ -113,6 +113,7 @@ async def open_broadcaster(tmp_path: Path, outbound: ScriptedOutbound) -> AsyncI
         async def open_one(
             *, secrets: Secrets = NO_AUTH, outbound: ScriptedOutbound | None = None, **settings: Any
         ) -> Broadcaster:
+            settings.setdefault("shutdown_timeout_seconds", 0.1)  # what hangs in a test need not be waited for
             config = ServerConfig(db=f"sqlite:///{tmp_path}/pubsub.sqlite3", **settings)
             broadcaster = Broadcaster(config, secrets=secrets, outbound=outbound or scripted, uniform=lambda: 0.0)
             return await stack.enter_async_context(broadcaster)

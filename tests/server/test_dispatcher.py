@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from httppubsubclient.protocol.errors import NotFound, Unavailable
+from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed
-from tests.server.conftest import OpenBroadcaster, ScriptedOutbound, subscribe
+from tests.server.conftest import NO_AUTH, OpenBroadcaster, ScriptedOutbound, subscribe
 
 
 def url(port: int, path: str = "/v1/receive") -> str:
@@ -216,12 +219,12 @@ async def test_draining_gives_up_what_waits_for_a_retry(
     assert (await running).failed == 1
 
 
-async def test_closing_gives_up_what_does_not_finish_in_time(
-    open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
-) -> None:
-    broadcaster = await open_broadcaster(shutdown_timeout_seconds=0.05)
-    await subscribe(broadcaster, url(2000), b"t")
+async def test_closing_gives_up_what_does_not_finish_in_time(tmp_path: Path, outbound: ScriptedOutbound) -> None:
+    config = ServerConfig(db=f"sqlite:///{tmp_path}/db", shutdown_timeout_seconds=0.05)
     outbound.hangs(url(2000))
-    async with broadcaster:  # counted: the fixture holds it open, too
-        result = await broadcaster.notify(b"t", b"x", wait_seconds=0)
-    assert result.pending == 1
+    async with Broadcaster(config, secrets=NO_AUTH, outbound=outbound) as broadcaster:
+        await subscribe(broadcaster, url(2000), b"t")
+        hung = asyncio.create_task(broadcaster.notify(b"t", b"x"))
+        await outbound.until(lambda: outbound.in_flight == 1)
+    assert (await hung).failed == 1
+    assert outbound.in_flight == 0

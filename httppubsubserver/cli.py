@@ -1,0 +1,178 @@
+"""`httppubsubserver --setup | --rotate | serve`: set a broadcaster up, renew its keys, run it.
+
+Every setting is a flag of `serve`. What went wrong goes to stderr in one line. Exit status: 0 done, 1 something is
+wrong, 2 wrong usage. What a command does not need is not imported: setting up knows no web framework.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from httppubsubclient import __version__
+from httppubsubclient.protocol.errors import PubSubError
+from httppubsubserver.provision import BROADCASTER_FILE, DEFAULT_DATABASE, DEFAULT_URL, rotate, set_up
+
+__all__ = ["main"]
+
+_AUTH_TYPES = ("hmac", "token", "none")
+
+_SETUP_ONLY = ("db", "to_broadcasters_auth", "to_subscribers_auth", "broadcaster_url", "force")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser, serve = _parsers(with_settings="serve" in given)
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        _refuse_unknown(serve if options.command == "serve" else parser, unknown)
+    if options.command == "serve" and (options.setup or options.rotate):
+        parser.error("one thing at a time: --setup, --rotate or serve")
+    if not (options.command == "serve" or options.setup or options.rotate):
+        parser.error("say what to do: --setup, --rotate or serve")
+    try:
+        if options.command == "serve":
+            return _serve(options, given)
+        return _rotate(parser, options) if options.rotate else _set_up(parser, options)
+    except (PubSubError, OSError) as error:
+        print(f"httppubsubserver: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _set_up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if "grace_seconds" in options:
+        parser.error("--grace-seconds belongs to --rotate")
+    steps = set_up(
+        options.directory,
+        db=getattr(options, "db", DEFAULT_DATABASE),
+        to_broadcasters=getattr(options, "to_broadcasters_auth", "hmac"),
+        to_subscribers=getattr(options, "to_subscribers_auth", "hmac"),
+        broadcaster_urls=getattr(options, "broadcaster_url", ()),
+        force=getattr(options, "force", False),
+    )
+    print(steps, end="")
+    return 0
+
+
+def _rotate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    for name in _SETUP_ONLY:
+        if name in options:
+            parser.error(f"--{name.replace('_', '-')} belongs to --setup alone; rotating changes keys only")
+    print(rotate(options.directory, grace_seconds=getattr(options, "grace_seconds", 86_400)), end="")
+    return 0
+
+
+def _serve(options: argparse.Namespace, given: Sequence[str]) -> int:
+    from httppubsubserver.config import ServerConfig, load_config
+
+    config = load_config(
+        file=options.config,
+        overrides={name: value for name, value in vars(options).items() if name in ServerConfig.model_fields},
+        defaults={"secrets_file": Path(BROADCASTER_FILE)},
+    )
+    from httppubsubserver import serving
+
+    if options.fd is not None:
+        return serving.serve_as_worker(config, fd=options.fd, lifeline=options.lifeline)
+    return serving.serve(config, worker_command=[sys.executable, "-m", "httppubsubserver", *given])
+
+
+# -- what can be said on the command line -----------------------------------------------------------------------------
+
+
+def _parsers(*, with_settings: bool) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """The parser, and that of `serve`, which has one flag for each setting if asked."""
+    parser = argparse.ArgumentParser(
+        prog="httppubsubserver",
+        description="Publish/subscribe over plain HTTP: the broadcaster.",
+        epilog="`httppubsubserver serve --help` lists every setting.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.set_defaults(setup=False, rotate=False, directory=Path())
+    parser.add_argument("--version", action="version", version=f"httppubsub {__version__}")
+    modes = parser.add_argument_group("what to do, when not to serve")
+    modes.add_argument("--setup", action="store_true", help="write secrets for both sides and a main.py to start from")
+    modes.add_argument("--rotate", action="store_true", help="add new keys; the present ones end after the grace")
+    modes.add_argument("--directory", type=Path, metavar="D", help="the folder of the files (default: the current one)")
+    _add_setup_options(parser.add_argument_group("with --setup"))
+    rotation = parser.add_argument_group("with --rotate")
+    rotation.add_argument(
+        "--grace-seconds",
+        type=_whole_number,
+        metavar="N",
+        help="how long the present keys are still taken (default: 86400); new ones are used from half of it on",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="serve", title="to run a broadcaster")
+    parser.set_defaults(command=None)
+    serve = commands.add_parser(
+        "serve",
+        help="listen and deliver until SIGTERM",
+        description="Run a broadcaster. Settings come from a TOML file, then from HTTPPUBSUB_<SETTING> variables, "
+        "then from these flags; the later one wins.",
+        epilog="The first line on stdout says where it listens; the log goes to stderr. SIGTERM or Ctrl-C stops it "
+        "once running deliveries are done, a second one at once.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    if with_settings:
+        _add_serve_options(serve)
+    return parser, serve
+
+
+def _add_setup_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--db", metavar="URL", help=f"beside main.py if relative (default: {DEFAULT_DATABASE})")
+    for name, who in (("broadcasters", "publishers and subscribers"), ("subscribers", "broadcasters")):
+        group.add_argument(f"--to-{name}-auth", choices=_AUTH_TYPES, help=f"how {who} prove themselves (default: hmac)")
+    group.add_argument(
+        "--broadcaster-url",
+        action="append",
+        metavar="URL",
+        help=f"how others reach a broadcaster; again for more of them (default: {DEFAULT_URL})",
+    )
+    group.add_argument("--force", action="store_true", help="overwrite what is there")
+
+
+def _add_serve_options(serve: argparse.ArgumentParser) -> None:
+    from httppubsubserver.config import ServerConfig
+
+    serve.add_argument(
+        "--config", type=Path, metavar="FILE", default=None, help="TOML (default: what HTTPPUBSUB_CONFIG names)"
+    )
+    settings = serve.add_argument_group("settings")
+    for name, field in ServerConfig.model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        flags = ["--secrets", flag] if name == "secrets_file" else [flag]
+        default = f"./{BROADCASTER_FILE}" if name == "secrets_file" else field.default
+        help_text = (field.description or "").replace("%", "%%")
+        if default is not None:
+            help_text += f" (default: {default})"
+        settings.add_argument(*flags, dest=name, metavar="VALUE", help=help_text)
+    # How a process with several workers starts them.
+    for flag in ("--fd", "--lifeline"):
+        serve.add_argument(flag, type=int, default=None, help=argparse.SUPPRESS)
+
+
+def _whole_number(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if 0 <= int(text) <= 10 * 365 * 86_400:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"a whole number of seconds, from 0 to ten years; got {text!r}")
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+    from httppubsubserver.config import nearest
+
+    name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
+    known = [flag for action in parser._actions for flag in action.option_strings if action.help != argparse.SUPPRESS]
+    parser.error(f"there is no {name!r}{nearest(name, known)}")

@@ -1,0 +1,367 @@
+"""`--setup` and `--rotate`: the secrets files of both sides, a main.py to start from, and what to do with them.
+
+Both files hold the same keys; each direction has keys of its own. Rotation adds a key and lets the present ones end:
+
+    now ............... now + grace/2 ............... now + grace
+    signed with the old key | signed with the new key  |
+    old and new keys are taken ........................| only the new one
+
+so that everybody who is restarted with the new files during the first half, in any order, understands everybody else
+all the time. Nothing but the standard library and the core is imported here: this is how people meet the project.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from httppubsubclient.protocol.callback_urls import parse_callback_url
+from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
+from httppubsubclient.protocol.keys import Credentials, Key, Secrets, secrets_from_json, secrets_to_json
+
+__all__ = ["BROADCASTER_FILE", "DEFAULT_DATABASE", "DEFAULT_URL", "MAX_LIVE_KEYS", "AuthType", "rotate", "set_up"]
+
+AuthType = Literal["hmac", "token", "none"]
+
+BROADCASTER_FILE = "broadcaster-secrets.json"
+SUBSCRIBER_FILE = "subscriber-secrets.json"
+MAIN_FILE = "main.py"
+
+DEFAULT_DATABASE = "sqlite:///httppubsub.sqlite3"
+DEFAULT_URL = "http://127.0.0.1:3003"
+_DEFAULT_PORT = 3003
+
+MAX_LIVE_KEYS = 8
+"""Live keys of one direction; rotating faster than the old ones end is refused."""
+
+_SECRET_BYTES = 32
+
+_MAIN = '''\
+"""The broadcaster as an ASGI application:
+
+    {command}
+
+Settings: HTTPPUBSUB_* variables, or a TOML file that HTTPPUBSUB_CONFIG names. Relative paths below start here.
+"""
+
+from pathlib import Path
+
+from httppubsubserver.app import create_app
+from httppubsubserver.config import load_config
+
+app = create_app(
+    load_config(
+        defaults={{
+            "db": {db!r},
+            "secrets_file": {secrets_file!r},
+        }},
+        defaults_directory=Path(__file__).resolve().parent,
+    )
+)
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """The folder that is set up, and its three files."""
+
+    directory: Path
+
+    @property
+    def broadcaster(self) -> Path:
+        return self.directory / BROADCASTER_FILE
+
+    @property
+    def subscriber(self) -> Path:
+        return self.directory / SUBSCRIBER_FILE
+
+    @property
+    def main(self) -> Path:
+        return self.directory / MAIN_FILE
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Two of these commands at once would mix the keys of the one with those of the other."""
+        import fcntl
+
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+# -- setup ------------------------------------------------------------------------------------------------------------
+
+
+def set_up(
+    directory: Path,
+    *,
+    db: str = DEFAULT_DATABASE,
+    to_broadcasters: AuthType = "hmac",
+    to_subscribers: AuthType = "hmac",
+    broadcaster_urls: Sequence[str] = (),
+    force: bool = False,
+) -> str:
+    """Write the two secrets files and main.py into `directory`, which is made; returns what to do next.
+
+    A relative SQLite path lies beside main.py. Without `force` nothing that exists is overwritten.
+    Raises `ConfigurationError`.
+    """
+    urls = tuple(_checked_url(url) for url in broadcaster_urls) or (DEFAULT_URL,)
+    _check_database(db)
+    site = _Site(directory.resolve())
+    try:
+        site.directory.mkdir(parents=True, exist_ok=True)
+        with site.locked():
+            existing = [str(path) for path in (site.broadcaster, site.subscriber, site.main) if path.exists()]
+            if existing and not force:
+                raise ConfigurationError(
+                    f"not overwritten: {', '.join(existing)}. --rotate replaces keys while everything runs on; "
+                    "--force makes new files, which locks out everybody who has the old ones"
+                )
+            made = Secrets(
+                to_broadcasters=_new_credentials(to_broadcasters, "to-broadcasters", urls),
+                to_subscribers=_new_credentials(to_subscribers, "to-subscribers", urls),
+                broadcasters=urls,
+            )
+            _write(site.broadcaster, _as_text(made), keep_mode=False)
+            _write(site.subscriber, _as_text(made), keep_mode=False)
+            _write(site.main, _main_text(site, db, urls), mode=0o644, keep_mode=False)
+    except OSError as error:
+        raise _not_written(site, error) from None
+    return _setup_steps(
+        site,
+        db,
+        urls,
+        unauthenticated=[
+            name
+            for name, kind in (("to broadcasters", to_broadcasters), ("to subscribers", to_subscribers))
+            if kind == "none"
+        ],
+    )
+
+
+def _checked_url(text: str) -> str:
+    """A base URL of a broadcaster, without a slash at its end. Errors do not repeat it: it may hold a password."""
+    try:
+        url = parse_callback_url(text)
+    except InvalidUrl as error:
+        fault = error.detail.replace("callback URL", "broadcaster's URL")
+        raise ConfigurationError(f"--broadcaster-url: {fault}") from None
+    if url.fragment is not None or "?" in url.target:
+        raise ConfigurationError("--broadcaster-url: a broadcaster's URL has neither query nor fragment")
+    return url.request_url.rstrip("/")
+
+
+def _check_database(db: str) -> None:
+    # Without the URL itself, which may hold a password.
+    if not db.startswith("sqlite:///") or len(db) == len("sqlite:///"):
+        raise ConfigurationError("--db should be sqlite:///relative.db or sqlite:////absolute.db")
+
+
+def _new_credentials(kind: AuthType, direction: str, urls: tuple[str, ...]) -> Credentials:
+    return Credentials(kind, () if kind == "none" else (_new_key(kind, direction),), urls)
+
+
+def _new_key(kind: AuthType, direction: str, *, use_after: float = 0) -> Key:
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    if kind == "token":
+        secret = base64.urlsafe_b64encode(secret).rstrip(b"=")
+    return Key(f"{direction}-{secrets.token_hex(4)}", secret, use_after=use_after)
+
+
+def _main_text(site: _Site, db: str, urls: Sequence[str]) -> str:
+    # In a docstring, where a path may hold anything.
+    command = _uvicorn_command(site, urls).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    return _MAIN.format(command=command, db=db, secrets_file=BROADCASTER_FILE)
+
+
+def _uvicorn_command(site: _Site, urls: Sequence[str]) -> str:
+    host, port = _listening(urls)
+    return shlex.join(["uvicorn", "--app-dir", str(site.directory), "main:app", "--host", host, "--port", str(port)])
+
+
+def _listening(urls: Sequence[str]) -> tuple[str, int]:
+    """Where to listen so that the first of the URLs leads here, as far as a URL can tell."""
+    url = parse_callback_url(urls[0])
+    if url.scheme == "https" or url.port == 80:  # somebody in front of us passes it on
+        return "127.0.0.1", _DEFAULT_PORT
+    if url.host in ("127.0.0.1", "localhost"):
+        return "127.0.0.1", url.port
+    return ("::" if ":" in url.host else "0.0.0.0"), url.port  # noqa: S104 - others shall reach it
+
+
+def _setup_steps(site: _Site, db: str, urls: Sequence[str], *, unauthenticated: Sequence[str]) -> str:
+    host, port = _listening(urls)
+    path = db.removeprefix("sqlite:///")
+    if not path.startswith("/") and path != ":memory:":
+        db = f"sqlite:///{quote(os.fsencode(site.directory))}/{path}"
+    serve = ["httppubsubserver", "serve", "--secrets", str(site.broadcaster), "--db", db]
+    serve += ["--host", host, "--port", str(port)]
+    client = ["--secrets", str(site.subscriber)]
+    lines = [
+        "Made:",
+        f"  {site.broadcaster}   for the broadcaster; keep it secret",
+        f"  {site.subscriber}   for those who subscribe and publish; keep it secret",
+        f"  {site.main}   the broadcaster as an application",
+    ]
+    if unauthenticated:
+        lines += [
+            "",
+            f"Nobody has to prove anything {' and '.join(unauthenticated)}: whoever reaches the port may do all.",
+        ]
+    lines += [
+        "",
+        "Start the broadcaster:",
+        f"  {shlex.join(serve)}",
+        "or, the same with uvicorn:",
+        f"  {_uvicorn_command(site, urls)}",
+        "",
+        "Then, from a second and a third terminal:",
+        f"  {shlex.join(['httppubsubclient', 'listen', *client, 'foo/*'])}",
+        f"  {shlex.join(['httppubsubclient', 'notify', *client, 'foo/bar', '--data', 'hello'])}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# -- rotate -----------------------------------------------------------------------------------------------------------
+
+
+def rotate(directory: Path, *, grace_seconds: int = 86_400, now: float | None = None) -> str:
+    """Add a key to each direction that has keys, and let the present ones end; returns what to do next.
+
+    The new keys are signed with from half of the grace on; at its end only they are taken. With a grace of 0 this
+    happens at once. `now` is in Unix seconds. Raises `ConfigurationError`, also when there is nothing to rotate.
+    """
+    site = _Site(directory.resolve())
+    at = int(time.time() if now is None else now)
+    try:
+        with site.locked():
+            present = _read(site.broadcaster)
+            if present.to_broadcasters.type == present.to_subscribers.type == "none":
+                raise ConfigurationError(
+                    f"there is nothing to rotate: {site.broadcaster} has no keys, only type 'none'"
+                )
+            rotated = replace(
+                present,
+                to_broadcasters=_rotated(present.to_broadcasters, "to-broadcasters", at, grace_seconds),
+                to_subscribers=_rotated(present.to_subscribers, "to-subscribers", at, grace_seconds),
+            )
+            # Where the broadcasters are may be said differently to the two sides.
+            urls = _read(site.subscriber).broadcasters if site.subscriber.exists() else present.broadcasters
+            _write(site.broadcaster, _as_text(rotated), keep_mode=True)
+            _write(site.subscriber, _as_text(replace(rotated, broadcasters=urls)), keep_mode=True)
+    except OSError as error:
+        raise _not_written(site, error) from None
+    return _rotate_steps(site, rotated, at, grace_seconds)
+
+
+def _rotated(present: Credentials, direction: str, now: int, grace_seconds: int) -> Credentials:
+    if present.type == "none":
+        return present
+    end = now + grace_seconds
+    kept = tuple(
+        replace(key, valid_until=end if key.valid_until is None else min(key.valid_until, end))
+        for key in present.keys
+        if (key.valid_until is None or key.valid_until > now) and grace_seconds > 0
+    )
+    if len(kept) >= MAX_LIVE_KEYS:
+        first_end = min(key.valid_until or end for key in kept)
+        raise ConfigurationError(
+            f"{direction} has {len(kept)} live keys already, and {MAX_LIVE_KEYS} is the most: the first ends at "
+            f"{_moment(first_end)}; rotate again after that, or with --grace-seconds 0, which ends them all at once"
+        )
+    # No later than the present keys last: there is a key to sign with at every moment.
+    last_end = max((key.valid_until or end for key in kept), default=now)
+    use_after = min(now + grace_seconds // 2, last_end) if kept else 0
+    return replace(present, keys=(*kept, _new_key(present.type, direction, use_after=use_after)))
+
+
+def _rotate_steps(site: _Site, rotated: Secrets, now: int, grace_seconds: int) -> str:
+    keys = [
+        credentials.keys[-1] for credentials in (rotated.to_broadcasters, rotated.to_subscribers) if credentials.keys
+    ]
+    lines = [f"Added {' and '.join(key.id for key in keys)} to:", f"  {site.broadcaster}", f"  {site.subscriber}", ""]
+    switch = min(key.use_after for key in keys)
+    if switch > now:
+        lines += [
+            f"Before {_moment(switch)}, in any order: give each broadcaster, subscriber and publisher its new file",
+            "and restart it. They switch to the new keys by themselves at that time;",
+            f"the old keys end at {_moment(now + grace_seconds)}.",
+        ]
+    else:
+        lines += [
+            "The old keys have ended. Give each broadcaster, subscriber and publisher its new file and restart it now:",
+            "until then, those with the old keys and those with the new ones refuse each other.",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _moment(unix_seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _as_text(content: Secrets) -> str:
+    return json.dumps(secrets_to_json(content), indent=2) + "\n"
+
+
+def _read(path: Path) -> Secrets:
+    try:
+        return secrets_from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"there is no {path} to rotate: --setup makes one, and --directory says where yours is"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ConfigurationError(f"{path} is not JSON") from None
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error.detail}") from None
+
+
+def _write(path: Path, text: str, *, mode: int = 0o600, keep_mode: bool) -> None:
+    """Put a file in place as a whole or not at all; one that it replaces keeps its owner, and its mode if asked."""
+    path = path.resolve()  # where a link leads to
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            with contextlib.suppress(FileNotFoundError):
+                present = path.stat()
+                if (present.st_uid, present.st_gid) != (os.geteuid(), os.getegid()):
+                    os.fchown(file.fileno(), present.st_uid, present.st_gid)
+                if keep_mode:
+                    mode = present.st_mode & 0o7777
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _not_written(site: _Site, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"cannot write to {site.directory}: {error.strerror or error}")

@@ -1,0 +1,312 @@
+"""`httppubsubserver serve`: one process or several behind one socket, and how they stop.
+
+We bind the socket, run the event loop and take the signals ourselves; uvicorn only speaks HTTP. The first SIGTERM or
+SIGINT drains: connections are still taken so that new notifies get their 503, running ones finish, the process exits
+with 0. The second signal ends it at once.
+
+With several workers this process serves nothing. It binds the socket, starts itself again once per worker, and starts
+another one for each that dies. A socket pair leads to each worker, its lifeline: the worker writes a byte when it is
+ready, we write one to let it drain, and when one side is gone, for whatever reason, the other one notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any, TypeVar
+
+import uvicorn
+
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubserver.config import ServerConfig, load_secrets
+from httppubsubserver.stores import open_store
+
+__all__ = ["serve", "serve_as_worker"]
+
+_LOG = logging.getLogger("httppubsub.server")
+
+T = TypeVar("T")
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75
+_LAST_ANSWERS_SECONDS = 3
+"""When everything is drained: how long the last answers may take to be written, and half uploads to give up."""
+
+_MAX_FAILED_STARTS = 5
+"""Workers that died before they were ready, one after the other: then another one would not do better."""
+_RESTART_SECONDS = 0.05
+_MAX_RESTART_SECONDS = 5.0
+
+_READY = b"r"
+_DRAIN = b"d"
+
+
+def serve(config: ServerConfig, *, worker_command: Sequence[str]) -> int:
+    """Listen and deliver until a signal says to stop; returns the exit status.
+
+    `worker_command` starts this program again; a worker is told the numbers of its two sockets by flags behind it.
+    Raises `ConfigurationError` before anything is printed.
+    """
+    _log_to_stderr(config.log_level)
+    _raise_open_files_limit()
+    with _bound_socket(config.host, config.port) as listening:
+        announce = _Announcement(listening)
+        if config.workers == 1:
+            return _run(_serve_app(config, listening, announce))
+        asyncio.run(_check(config))
+        workers = _Workers(worker_command, listening, config.workers, announce)
+        return asyncio.run(workers.run())
+
+
+def serve_as_worker(config: ServerConfig, *, fd: int, lifeline: int) -> int:
+    """Serve on the socket that the parent bound, as long as it is there; returns the exit status."""
+    _log_to_stderr(config.log_level)
+    with socket.socket(fileno=fd) as listening, socket.socket(fileno=lifeline) as parent:
+        parent.setblocking(False)
+        return _run(_serve_app(config, listening, lambda: _tell(parent, _READY), parent=parent))
+
+
+class _Announcement:
+    """The first line on stdout, said once."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        host, port = listening.getsockname()[:2]
+        self._line: str | None = f"listening on http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def __call__(self) -> None:
+        if self._line is not None:
+            print(self._line, flush=True)
+            self._line = None
+
+
+# -- one process ------------------------------------------------------------------------------------------------------
+
+
+async def _serve_app(
+    config: ServerConfig,
+    listening: socket.socket,
+    ready: Callable[[], None],
+    *,
+    parent: socket.socket | None = None,
+) -> int:
+    from httppubsubserver.app import create_app
+
+    drain = asyncio.Event()
+    with _signals(drain):
+        app = create_app(config)
+        broadcaster = app.state.broadcaster
+        # Entered here and once more by the application's lifespan: what is wrong is raised here.
+        async with broadcaster:
+            server = _server(app, config)
+            with _lifeline(parent, drain, server):
+                serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
+                try:
+                    await _first(serving, server.ready.wait())
+                    if not serving.done():
+                        ready()
+                    await _first(serving, drain.wait())
+                    broadcaster.start_draining()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(config.shutdown_timeout_seconds):
+                            await _first(serving, broadcaster.drained())
+                finally:
+                    server.config.timeout_graceful_shutdown = _LAST_ANSWERS_SECONDS
+                    server.should_exit = True
+                    await serving
+    _LOG.info("stopped")
+    return 0
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are ours: uvicorn would raise them again when it is done, and the exit status would not be 0."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.ready.set()
+
+
+def _server(app: Any, config: ServerConfig) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            ws="none",
+            log_config=None,
+            access_log=config.log_level == "debug",
+            proxy_headers=False,
+            server_header=False,
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=math.ceil(config.shutdown_timeout_seconds),
+            # A topic of 4096 bytes, each of them percent-encoded, and the headers of a signed request.
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+    )
+
+
+async def _first(task: asyncio.Task[Any], other: Coroutine[Any, Any, Any]) -> None:
+    """Wait for one of them; the coroutine is cancelled if the task is done before it. Raises what it raises."""
+    waiting = asyncio.ensure_future(other)
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            waiting.result()
+    finally:
+        waiting.cancel()
+
+
+@contextlib.contextmanager
+def _signals(drain: asyncio.Event, *, at_once: Callable[[], None] = lambda: None) -> Generator[None, None, None]:
+    """SIGTERM and SIGINT set `drain`; the second one calls `at_once` and ends the process."""
+    loop = asyncio.get_running_loop()
+    received: list[signal.Signals] = []
+
+    def take(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) == 1:
+            _LOG.info("%s: stopping when everything under way is done; again: at once", number.name)
+            drain.set()
+            return
+        _LOG.warning("%s again: stopping at once", number.name)
+        at_once()
+        sys.stdout.flush()
+        os._exit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, take, number)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _lifeline(parent: socket.socket | None, drain: asyncio.Event, server: _Server) -> Generator[None, None, None]:
+    """Drain when the parent says so. When it is gone, give the port back as well: nobody looks after us."""
+    if parent is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def take() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if _received(parent) == b"":
+                loop.remove_reader(parent)
+                _LOG.warning("the parent process is gone: stopping")
+                server.should_exit = True
+            drain.set()
+
+    loop.add_reader(parent, take)
+    try:
+        yield
+    finally:
+        loop.remove_reader(parent)
+
+
+# -- several workers --------------------------------------------------------------------------------------------------
+
+
+async def _check(config: ServerConfig) -> None:
+    """Find out here what every worker would find out; migrate the database before several try to."""
+    if config.secrets_file is not None:
+        load_secrets(config.secrets_file)
+    async with open_store(config.db):
+        pass
+
+
+class _Workers:
+    """Keeps `count` workers alive until a signal, then lets all of them drain."""
+
+    def __init__(
+        self, command: Sequence[str], listening: socket.socket, count: int, announce: Callable[[], None]
+    ) -> None:
+        self._command = command
+        self._listening = listening
+        self._count = count
+        self._announce = announce
+        self._stop = asyncio.Event()
+        self._running: dict[asyncio.subprocess.Process, socket.socket] = {}
+        self._ever_ready = False
+        self._failed_starts = 0
+        self._status = 0
+
+    async def run(self) -> int:
+        """Until a signal: exit status 0. 1 when workers cannot be started."""
+        with _signals(self._stop, at_once=self._kill):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._count):
+                    group.create_task(self._keep_one())
+                group.create_task(self._drain_when_stopped())
+        return self._status
+
+    async def _keep_one(self) -> None:
+        while not self._stop.is_set():
+            was_ready, status = await self._run_one()
+            if self._stop.is_set():
+                return
+            self._failed_starts = 0 if was_ready else self._failed_starts + 1
+            if not was_ready and (not self._ever_ready or self._failed_starts >= _MAX_FAILED_STARTS):
+                _LOG.critical("a worker ended with status %d before it was ready: giving up", status)
+                self._status = 1
+                self._stop.set()
+                return
+            delay = min(_RESTART_SECONDS * 2**self._failed_starts, _MAX_RESTART_SECONDS)
+            _LOG.warning("a worker ended with status %d; starting another one", status)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._stop.wait()
+
+    async def _run_one(self) -> tuple[bool, int]:
+        """One worker from its start to its end: whether it was ready, and its exit status."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                numbers = (self._listening.fileno(), theirs.fileno())
+                child = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    *("--fd", str(numbers[0]), "--lifeline", str(numbers[1])),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=numbers,
+                    # Ctrl-C on a terminal goes to a whole group: it is for us alone, and we tell the workers.
+                    process_group=0,
+                )
+            self._running[child] = ours
+            try:
+                if self._stop.is_set():
+                    _tell(ours, _DRAIN)
+                # Its end is the end of the stream, unless something that it started holds it open.
+                ready = await _either(asyncio.get_running_loop().sock_recv(ours, 1), child.wait()) == _READY
+                if ready:
+                    self._ever_ready = True
+                    self._announce()
+                return ready, await child.wait()
+            finally:
+                del self._running[child]
+
+    async def _drain_when_stopped(self) -> None:
+        await self._stop.wait()
+        for lifeline in self._running.values():
+            _tell(lifeline, _DRAIN)
+
+    def _kill(self) -> None:
+        for child in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()

@@ -102,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="httppubsub-demo-") as folder:
         site = Path(folder)
         print("== 1. Set up: secrets for both sides, a main.py")
-        run(["httppubsubserver", "--setup", "--directory", folder, "--broadcaster-url", "http://127.0.0.1:0"], site)
+        run(["httppubsubserver", "--setup", "--directory", folder], site)
         print("\n== 2. A broadcaster on SQLite")
         broadcaster = Shown("broadcaster", ["httppubsubserver", "serve", "--port", "0"], site)
         processes = [broadcaster]

@@ -51,10 +51,16 @@ logger = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The largest answer that is read: the whole set of a URL has about 300 bytes a subscription."""
 
+MAX_CONNECTIONS = 1000
+"""Calls at once; further ones wait for their turn, within their deadline. A notify lasts as long as the slowest of its
+subscribers, so this is also what bounds the number of notifies a second when one of them hangs."""
+
+_MAX_IDLE_CONNECTIONS = 100
+
 _BASE_PAUSE_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 5.0
 _AVOID_SECONDS = 10.0
-"""A broadcaster that could not be connected to is tried last for this long."""
+"""A broadcaster that could not be connected to, or did not answer, is tried last for this long."""
 
 _KEEPALIVE_SECONDS = 2.0
 """Shorter than what servers commonly allow (uvicorn: 5 s), so that we close idle connections before they do: a request
@@ -120,7 +126,11 @@ class Broadcasters:
             verify=_tls(self._urls, ca_file),
             # Only connecting has a timeout of its own; everything else is bounded by the deadline of the attempt.
             timeout=httpx.Timeout(None, connect=connect_timeout_seconds),
-            limits=httpx.Limits(max_connections=1000, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS),
+            limits=httpx.Limits(
+                max_connections=MAX_CONNECTIONS,
+                max_keepalive_connections=_MAX_IDLE_CONNECTIONS,
+                keepalive_expiry=_KEEPALIVE_SECONDS,
+            ),
         )
 
     async def call(
@@ -152,6 +162,7 @@ class Broadcasters:
             sent_headers["content-type"] = "application/json"
         loop = asyncio.get_running_loop()
         start = loop.time()
+        no_attempt_from = start + min(retry_seconds, deadline_seconds)
         answers: dict[str, str] = {}
         maybe_processed = False
         retry_after: float | None = None
@@ -168,7 +179,7 @@ class Broadcasters:
             except (TimeoutError, httpx.TransportError, httpx.StreamError) as error:
                 answers[url] = _what_failed(error, left)
                 ambiguous = request.handed_over
-                if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                if isinstance(error, (TimeoutError, httpx.ConnectError, httpx.ConnectTimeout)):
                     self._avoided_until[url] = loop.time() + _AVOID_SECONDS
             else:
                 self._avoided_until.pop(url, None)
@@ -182,22 +193,15 @@ class Broadcasters:
                 ambiguous = answer.status not in (429, 503)
             maybe_processed = maybe_processed or ambiguous
             tried += 1
-            pause = 0.0
-            if tried % len(urls) == 0:
-                pause = backoff_delay(
-                    tried // len(urls),
-                    random.random(),  # noqa: S311 - spreads load, protects nothing
-                    base_seconds=_BASE_PAUSE_SECONDS,
-                    max_seconds=_MAX_PAUSE_SECONDS,
-                )
-                pause = max(pause, retry_after or 0.0)
-            over = loop.time() + pause - start >= min(retry_seconds, deadline_seconds)
-            if over or (ambiguous and not repeatable):
-                raise _unavailable(
-                    method, path, answers, loop.time() - start, ambiguous=maybe_processed, retry_after=retry_after
-                )
-            logger.info("%s %s: %s %s; trying again", method, path, url, answers[url])
-            await asyncio.sleep(pause)
+            pause = _pause(tried // len(urls), retry_after) if tried % len(urls) == 0 else 0.0
+            if loop.time() + pause < no_attempt_from and (repeatable or not ambiguous):
+                logger.info("%s %s: %s %s; trying again", method, path, url, answers[url])
+                await asyncio.sleep(pause)
+                if loop.time() < no_attempt_from:
+                    continue
+            raise _unavailable(
+                method, path, answers, loop.time() - start, ambiguous=maybe_processed, retry_after=retry_after
+            )
 
     def _order(self, now: float) -> list[str]:
         """All broadcasters from a random one on, those that could not be reached lately last."""
@@ -292,6 +296,17 @@ def _tls(urls: Sequence[str], ca_file: str | None) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"broadcaster_ca_file {ca_file!r} holds no readable certificates: {error}") from None
+
+
+def _pause(rounds: int, retry_after: float | None) -> float:
+    """Seconds between one round over all broadcasters and the next."""
+    pause = backoff_delay(
+        rounds,
+        random.random(),  # noqa: S311 - spreads load, protects nothing
+        base_seconds=_BASE_PAUSE_SECONDS,
+        max_seconds=_MAX_PAUSE_SECONDS,
+    )
+    return max(pause, retry_after or 0.0)
 
 
 def _what_failed(error: Exception, seconds: float) -> str:

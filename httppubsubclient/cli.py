@@ -271,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
         "--secrets",
         metavar="FILE",
         default=os.environ.get(_SECRETS_VARIABLE, _DEFAULT_SECRETS),
-        help=f"subscriber-secrets.json, made by httppubsubserver --setup (default: ${_SECRETS_VARIABLE} or ./%(default)s)",
+        help="subscriber-secrets.json, made by httppubsubserver --setup (default: %(default)s)",
     )
     common.add_argument(
         "--broadcaster",

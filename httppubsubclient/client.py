@@ -128,19 +128,13 @@ class HttpPubSubClient:
     async def _start(self) -> None:
         config = self._config
         async with AsyncExitStack() as stack:
-            broadcasters = await stack.enter_async_context(
-                Broadcasters(
-                    self._known_broadcasters(),
-                    config.send_auth,
-                    connect_timeout_seconds=config.connect_timeout_seconds,
-                    ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
-                )
-            )
+            broadcasters = await stack.enter_async_context(self._broadcasters())
             port = await self._bind(stack)
             registrations = None
             if config.host is not None:
                 registrations = Registrations(
-                    broadcasters,
+                    # Connections of their own: subscribing never queues behind notifies that wait for somebody slow.
+                    await stack.enter_async_context(self._broadcasters()),
                     config.callback_url(port),
                     lease_seconds=config.lease_seconds,
                     request_timeout_seconds=config.request_timeout_seconds,
@@ -183,11 +177,18 @@ class HttpPubSubClient:
         callbacks, self._callbacks = self._callbacks, [one for one in self._callbacks if one in self._lasting]
         await asyncio.gather(*(callback.pause() for callback in callbacks))
 
-    def _known_broadcasters(self) -> tuple[str, ...]:
+    def _broadcasters(self) -> Broadcasters:
+        config = self._config
         try:
-            return self._config.broadcaster_urls()
+            urls = config.broadcaster_urls()
         except ConfigurationError:
-            return ()  # raised when one is needed
+            urls = ()  # raised when one is needed
+        return Broadcasters(
+            urls,
+            config.send_auth,
+            connect_timeout_seconds=config.connect_timeout_seconds,
+            ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
+        )
 
     def _lifespan(self, _app: Any) -> AbstractAsyncContextManager[None]:
         @asynccontextmanager

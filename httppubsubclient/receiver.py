@@ -142,7 +142,8 @@ class Receiver:
         delivery = parse_delivery(headers)
         if delivery.fragment != self._fragment:
             raise Unavailable(
-                f"this is the process #{self._fragment or ''}; the delivery is for #{delivery.fragment or ''}",
+                f"this process is {_shown_fragment(self._fragment)}; the delivery is for "
+                f"{_shown_fragment(delivery.fragment)}",
                 retry_after_seconds=0,
             )
         if self.registrations is None:
@@ -170,7 +171,13 @@ class Receiver:
     def _authenticate(self, method: str, headers: dict[str, str]) -> None:
         now = time.time()
         tolerance = self._limits.signature_tolerance_seconds
-        proof = verify_delivery(self._credentials, method=method, headers=headers, now=now, tolerance_seconds=tolerance)
+        try:
+            proof = verify_delivery(
+                self._credentials, method=method, headers=headers, now=now, tolerance_seconds=tolerance
+            )
+        except Unauthorized as error:
+            error.challenge = "Bearer" if self._credentials.type == "token" else "Signature"
+            raise
         if proof.nonce is None or proof.replay_until is None:
             return
         created = int(proof.replay_until) - tolerance
@@ -343,6 +350,10 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return headers
 
 
+def _shown_fragment(fragment: str | None) -> str:
+    return "the one without fragment" if fragment is None else f"#{ascii(fragment[:40])[1:-1]}"
+
+
 def _full() -> Unavailable:
     return Unavailable("a subscription's buffer is full", retry_after_seconds=_RETRY_AFTER_SECONDS)
 
@@ -357,7 +368,7 @@ async def _answer(send: Send, error: PubSubError | None) -> None:
         headers.append((b"content-type", PROBLEM_CONTENT_TYPE.encode()))
         if isinstance(error, Unavailable):
             headers.append((b"retry-after", b"%d" % round(error.retry_after_seconds or 0)))
-        if isinstance(error, Unauthorized):
+        if isinstance(error, Unauthorized):  # RFC 9110 section 15.5.2
             headers.append((b"www-authenticate", (error.challenge or "Signature").encode()))
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -128,6 +128,8 @@ class Registrations:
     async def add(self, patterns: Collection[Pattern], member: Member) -> None:
         """Subscribe `member`; returns when a broadcaster has confirmed each pattern. When it raises, `member` is as
         little subscribed as before."""
+        if not patterns:
+            return
         new = [pattern for pattern in patterns if member not in self._wanted.get(pattern, {})]
         for pattern in new:
             self._wanted.setdefault(pattern, {})[member] = None

@@ -209,6 +209,10 @@ class Subscription:
     def __aiter__(self) -> Messages:
         return self.messages()
 
+    async def __anext__(self) -> Message:
+        """One message: `message = await anext(subscription)`."""
+        return await anext(self.messages())
+
     def messages(self) -> Messages:
         """An async iterator over the messages; it may also be awaited, which gives itself."""
         if self._state == "new":

@@ -63,8 +63,8 @@ from httppubsubserver.config import load_config
 app = create_app(
     load_config(
         defaults={{
-            "db": {db!r},
-            "secrets_file": {secrets_file!r},
+            "db": {db},
+            "secrets_file": {secrets_file},
         }},
         defaults_directory=Path(__file__).resolve().parent,
     )
@@ -186,7 +186,12 @@ def _new_key(kind: AuthType, direction: str, *, use_after: float = 0) -> Key:
 def _main_text(site: _Site, db: str, urls: Sequence[str]) -> str:
     # In a docstring, where a path may hold anything.
     command = _uvicorn_command(site, urls).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    return _MAIN.format(command=command, db=db, secrets_file=BROADCASTER_FILE)
+    return _MAIN.format(command=command, db=_literal(db), secrets_file=_literal(BROADCASTER_FILE))
+
+
+def _literal(text: str) -> str:
+    """A Python literal, with double quotes where they need no thought."""
+    return f'"{text}"' if repr(text) == f"'{text}'" and '"' not in text else repr(text)
 
 
 def _uvicorn_command(site: _Site, urls: Sequence[str]) -> str:

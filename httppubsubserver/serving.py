@@ -20,8 +20,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any
 
 import uvicorn
 
@@ -33,12 +33,13 @@ __all__ = ["serve", "serve_as_worker"]
 
 _LOG = logging.getLogger("httppubsub.server")
 
-T = TypeVar("T")
-
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75
 _LAST_ANSWERS_SECONDS = 3
 """When everything is drained: how long the last answers may take to be written, and half uploads to give up."""
+
+_SAME_SIGNAL_SECONDS = 0.5
+"""timeout(1) and supervisors signal a process and its group: that is one signal which arrives twice."""
 
 _MAX_FAILED_STARTS = 5
 """Workers that died before they were ready, one after the other: then another one would not do better."""
@@ -174,13 +175,16 @@ async def _first(task: asyncio.Task[Any], other: Coroutine[Any, Any, Any]) -> No
 def _signals(drain: asyncio.Event, *, at_once: Callable[[], None] = lambda: None) -> Generator[None, None, None]:
     """SIGTERM and SIGINT set `drain`; the second one calls `at_once` and ends the process."""
     loop = asyncio.get_running_loop()
-    received: list[signal.Signals] = []
+    first_at: float | None = None
 
     def take(number: signal.Signals) -> None:
-        received.append(number)
-        if len(received) == 1:
+        nonlocal first_at
+        if first_at is None:
+            first_at = loop.time()
             _LOG.info("%s: stopping when everything under way is done; again: at once", number.name)
             drain.set()
+            return
+        if loop.time() < first_at + _SAME_SIGNAL_SECONDS:
             return
         _LOG.warning("%s again: stopping at once", number.name)
         at_once()
@@ -206,12 +210,17 @@ def _lifeline(parent: socket.socket | None, drain: asyncio.Event, server: _Serve
     loop = asyncio.get_running_loop()
 
     def take() -> None:
-        with contextlib.suppress(BlockingIOError):
-            if _received(parent) == b"":
-                loop.remove_reader(parent)
-                _LOG.warning("the parent process is gone: stopping")
-                server.should_exit = True
-            drain.set()
+        try:
+            message = parent.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            loop.remove_reader(parent)
+            _LOG.warning("the parent process is gone: stopping")
+            server.should_exit = True
+        drain.set()
 
     loop.add_reader(parent, take)
     try:
@@ -292,8 +301,7 @@ class _Workers:
             try:
                 if self._stop.is_set():
                     _tell(ours, _DRAIN)
-                # Its end is the end of the stream, unless something that it started holds it open.
-                ready = await _either(asyncio.get_running_loop().sock_recv(ours, 1), child.wait()) == _READY
+                ready = await _message_of(ours) == _READY
                 if ready:
                     self._ever_ready = True
                     self._announce()
@@ -310,3 +318,66 @@ class _Workers:
         for child in self._running:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
+
+
+async def _message_of(lifeline: socket.socket) -> bytes:
+    """The next byte of a worker; none when it is gone."""
+    try:
+        return await asyncio.get_running_loop().sock_recv(lifeline, 1)
+    except OSError:
+        return b""
+
+
+def _tell(lifeline: socket.socket, message: bytes) -> None:
+    """Say it to whoever is at the other end, if somebody is."""
+    with contextlib.suppress(OSError):
+        lifeline.send(message)
+
+
+# -- what a process is given ------------------------------------------------------------------------------------------
+
+
+def _run(serving: Coroutine[Any, Any, int]) -> int:
+    """Run it in uvloop's event loop where that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(serving)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serving)
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `ConfigurationError` that says what is wrong."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            reason = "another process listens there: stop it, or choose another --port (0 takes a free one)"
+        elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+            reason = "it is not an address of this machine; 0.0.0.0 stands for all of them"
+        elif error.errno == errno.EACCES:
+            reason = "this user may not use that port"
+        else:
+            reason = error.strerror or str(error)
+        raise ConfigurationError(f"cannot listen on {host} port {port}: {reason}") from None
+
+
+def _raise_open_files_limit() -> None:
+    """Each subscriber that is being called is an open file; the usual soft limit is 1024, the hard one far above."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _log_to_stderr(level: str) -> None:
+    """Our own log at `level`, what others log from warnings on; with debug every request, too."""
+    logging.basicConfig(
+        stream=sys.stderr, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s", level=logging.WARNING
+    )
+    logging.getLogger("httppubsub").setLevel(level.upper())
+    if level == "debug":
+        logging.getLogger("uvicorn").setLevel(logging.DEBUG)

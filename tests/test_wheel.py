@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -42,10 +41,9 @@ def test_an_installed_wheel_sets_up_and_keeps_subscriptions_without_the_checkout
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     [site_packages] = environment.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", environment, "--no-index", wheel],
-        check=True,
-        env={**os.environ, "PIP_NO_WARN_SCRIPT_LOCATION": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        [*pip, "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", wheel], check=True
     )
     # The dependencies of this environment, but not this checkout: a path in a .pth file is added as it is, the
     # .pth files inside of it (that of the editable install, too) are not read.

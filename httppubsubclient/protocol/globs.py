@@ -147,29 +147,23 @@ def parse_glob(text: str) -> Glob:
         if plain is not None:
             tokens.append(plain.group())
             at = plain.end()
-            continue
-        character = text[at]
-        if character == "\\":
-            at += 1
-            if at == len(text):
-                raise _malformed("glob", text, at - 1, "'\\' has no character after it; write '\\\\' for a backslash")
-            character = text[at]
-            if character != "/":
-                tokens.append(character)
-                at += 1
-                continue
-        if character == "/":
-            _add_segment(segments, tokens)
-            tokens = []
-            at += 1
-        elif character == "[":
+        elif text[at] == "[":
             classes += 1
             if classes > MAX_CLASSES:
                 raise _malformed("glob", text, at, f"more than {MAX_CLASSES} '[...]'")
             token, at = _parse_class(text, at)
             tokens.append(token)
+        elif text.startswith(("/", "\\/"), at):
+            _add_segment(segments, tokens)
+            tokens = []
+            at = text.index("/", at) + 1
+        elif text[at] == "\\":
+            if at + 1 == len(text):
+                raise _malformed("glob", text, at, "'\\' has no character after it; write '\\\\' for a backslash")
+            tokens.append(text[at + 1])
+            at += 2
         else:
-            tokens.append(_STAR if character == "*" else _ANY_CHARACTER)
+            tokens.append(_STAR if text[at] == "*" else _ANY_CHARACTER)
             at += 1
     _add_segment(segments, tokens)
     if segments.count(Span.MANY) > MAX_DOUBLE_STARS:

@@ -144,16 +144,10 @@ class SqliteFile:
         return await self.run(transaction)
 
     async def close(self) -> None:
-        """End what was asked for, then close. A caller that is cancelled waits for it all the same."""
-        if self._closed:
-            return
-        self._closed = True
-        closing = asyncio.ensure_future(self._connection.close())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await asyncio.wait({closing})
-            raise
+        """End what was asked for before, then close."""
+        if not self._closed:
+            self._closed = True
+            await self._connection.close()
 
 
 @asynccontextmanager

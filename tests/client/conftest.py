@@ -208,8 +208,6 @@ def config(**settings: Any) -> HttpPubSubConfig:
             "host": HOST,
             "send_auth": SEND_AUTH,
             "receive_auth": RECEIVE_AUTH,
-            "request_timeout_seconds": 0.2,
-            "leave_timeout_seconds": 0.2,
             **settings,
         }
     )
@@ -219,6 +217,21 @@ def config(**settings: Any) -> HttpPubSubConfig:
 async def client(broadcaster: FakeBroadcaster) -> AsyncIterator[HttpPubSubClient]:
     async with HttpPubSubClient(config()) as entered:
         yield entered
+
+
+@pytest.fixture
+async def hasty(broadcaster: FakeBroadcaster) -> AsyncIterator[HttpPubSubClient]:
+    """A client that gives up soon, for tests in which it has to."""
+    async with HttpPubSubClient(config(request_timeout_seconds=0.2, leave_timeout_seconds=0.2)) as entered:
+        yield entered
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between attempts are drawn from a short range, and leases are renewed long before a third of them."""
+    monkeypatch.setattr("httppubsubclient.broadcasters._BASE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("httppubsubclient.broadcasters._MAX_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr("httppubsubclient.registrations._RENEW_AT", 0.05)
 
 
 @pytest.fixture

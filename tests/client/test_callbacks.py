@@ -141,7 +141,7 @@ async def test_a_refused_subscription_is_raised_when_awaited_and_logged_in_any_c
 
 async def test_entering_fails_when_a_callback_cannot_be_confirmed(broadcaster: FakeBroadcaster) -> None:
     broadcaster.always = unreachable
-    client = HttpPubSubClient(config())
+    client = HttpPubSubClient(config(request_timeout_seconds=0.2))
     client.on("foo/*", print)
     client.on("bar/*", print)
     with pytest.raises(BroadcastersUnavailable):

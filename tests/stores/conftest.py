@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from httppubsubclient.protocol.messages import SubscribeRequest
+from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.stores import Store
 from httppubsubserver.stores.sqlite import open_sqlite
@@ -77,3 +77,10 @@ async def put(
     """Subscribe; the id."""
     subscription, _ = await store.subscribe(asking(url, pattern, lease_seconds=lease_seconds), now=now)
     return subscription.id
+
+
+async def everything(store: Store, *, now: int = NOW, url: str | None = None) -> list[Subscription]:
+    """All unexpired subscriptions, of all URLs or of one."""
+    page = await store.subscriptions(url=url, cursor=None, limit=10_000, now=now)
+    assert page.cursor is None
+    return list(page.subscriptions)

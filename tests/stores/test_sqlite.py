@@ -471,6 +471,19 @@ class TestTransactions:
             rows = await file.run(lambda db: db.execute("SELECT key FROM nonces").fetchall())
             assert rows == [("a",), ("c",)]
 
+    async def test_a_fault_of_the_disk_in_the_middle_undoes_all_of_it(self, path: Path) -> None:
+        def breaks(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO nonces VALUES ('b', 1)")
+            fault = sqlite3.OperationalError("disk I/O error")
+            fault.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise fault
+
+        async with one_connection(path) as (_, file):
+            with pytest.raises(Unavailable, match="disk"):
+                await file.transact([lambda db: db.execute("INSERT INTO nonces VALUES ('a', 1)"), breaks], durable=True)
+            assert await file.run(lambda db: db.in_transaction) is False
+            assert await file.run(lambda db: db.execute("SELECT key FROM nonces").fetchall()) == []
+
     async def test_no_transaction_stays_open(self, path: Path) -> None:
         async with one_connection(path) as (store, file):
 

@@ -1,0 +1,195 @@
+"""`httppubsubclient sign` and `verify`: make, and explain, the proof in a request."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from httppubsubclient.protocol.credentials import Step, explain_delivery, explain_request, sign_request
+from httppubsubclient.protocol.errors import InvalidRequest, InvalidUrl
+from httppubsubclient.protocol.signatures import content_digest
+
+__all__ = ["add_sign", "add_verify"]
+
+_VERIFY_HELP = """\
+Explain, step by step, whether the proof in a captured request holds. The request is a file as it crossed the wire
+(request line, headers, an empty line, the body), or it is put together from --method, --url, --header and --body.
+The direction is recognised by the Pubsub-Subscription header of a delivery. Exit status 0: it holds, 1: it does not.
+"""
+_REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/1\.[01]", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A request as it was caught; header names in lower case, body None when it was not caught."""
+
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: bytes | None
+
+
+def add_sign(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The sub-command `sign`."""
+    sign = commands.add_parser(
+        "sign",
+        parents=[common],
+        help="print the headers that prove a request to a broadcaster, for curl -H @FILE",
+        description="Print the headers that a request needs, one a line. A signature is good once, for 5 minutes.",
+    )
+    sign.set_defaults(command=_sign)
+    sign.add_argument("url", metavar="URL", help="the whole URL of the request, with its query")
+    sign.add_argument("--method", default="POST", help="(default: %(default)s)")
+    sign.add_argument("--idempotency-key", metavar="KEY", help="is covered by the signature, and printed, too")
+    body = sign.add_mutually_exclusive_group()
+    body.add_argument("--data", metavar="TEXT", help="the body")
+    body.add_argument("--file", type=Path, metavar="FILE", help="the body; - reads standard input")
+
+
+def add_verify(commands: Any, common: argparse.ArgumentParser) -> None:
+    """The sub-command `verify`."""
+    verify = commands.add_parser(
+        "verify",
+        parents=[common],
+        help="explain why a captured request's signature does or does not hold",
+        description=_VERIFY_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verify.set_defaults(command=_verify)
+    verify.add_argument("request", nargs="?", metavar="FILE", help="the captured request; - reads standard input")
+    verify.add_argument("--method", default="POST")
+    verify.add_argument("--url", help="with its query; for a delivery it does not matter")
+    verify.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
+    verify.add_argument("--body", type=Path, metavar="FILE")
+    verify.add_argument(
+        "--at",
+        type=float,
+        metavar="UNIX-SECONDS",
+        help="judge as of this moment, say when it was caught (default: now)",
+    )
+    verify.add_argument("--tolerance-seconds", type=int, default=300, metavar="N", help="(default: %(default)s)")
+
+
+def _sign(options: argparse.Namespace) -> int:
+    from httppubsubclient.config import get_auth_config_from_file
+
+    send_auth, _ = get_auth_config_from_file(options.secrets)
+    path, query = _target(options.url)
+    headers: dict[str, str] = {}
+    if options.data is not None:
+        headers["content-digest"] = content_digest(hashlib.sha256(os.fsencode(options.data)).digest())
+    elif options.file is not None:
+        headers["content-digest"] = content_digest(_file_sha256(options.file))
+    if options.idempotency_key is not None:
+        headers["idempotency-key"] = options.idempotency_key
+    headers |= sign_request(
+        send_auth,
+        method=options.method,
+        path=path,
+        query=query,
+        headers=headers,
+        now=int(time.time()),
+        nonce=os.urandom(16).hex(),
+    )
+    for name, value in headers.items():
+        print(f"{name}: {value}")
+    return 0
+
+
+def _file_sha256(path: Path) -> bytes:
+    if str(path) == "-":
+        return hashlib.file_digest(sys.stdin.buffer, "sha256").digest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from httppubsubclient.config import get_auth_config_from_file
+
+    to_broadcasters, to_subscribers = get_auth_config_from_file(options.secrets)
+    captured = _captured(options)
+    now = time.time() if options.at is None else options.at
+    sha256 = None if captured.body is None else hashlib.sha256(captured.body).digest()
+    steps: list[Step]
+    if "pubsub-subscription" in captured.headers:
+        print("a delivery, from a broadcaster to a subscriber")
+        steps = explain_delivery(
+            to_subscribers,
+            method=captured.method,
+            headers=captured.headers,
+            now=now,
+            tolerance_seconds=options.tolerance_seconds,
+            sha256=sha256,
+        )
+    else:
+        print(f"a request to a broadcaster: {captured.method} {captured.path}")
+        steps = explain_request(
+            to_broadcasters,
+            method=captured.method,
+            path=captured.path,
+            query=captured.query,
+            headers=captured.headers,
+            has_body=bool(captured.body) or captured.headers.get("content-length", "0") != "0",
+            now=now,
+            tolerance_seconds=options.tolerance_seconds,
+            sha256=sha256,
+        )
+    for step in steps:
+        print(f"{'ok  ' if step.ok else 'FAIL'} {step.name}: {step.detail}")
+    return 0 if all(step.ok for step in steps) else 1
+
+
+def _captured(options: argparse.Namespace) -> _Captured:
+    if options.request is not None:
+        raw = sys.stdin.buffer.read() if options.request == "-" else Path(options.request).read_bytes()
+        return _parse_captured(raw)
+    path, query = _target(options.url or "http://unknown/")
+    body = None if options.body is None else options.body.read_bytes()
+    return _Captured(options.method, path, query, _parse_headers(options.header), body)
+
+
+def _parse_captured(raw: bytes) -> _Captured:
+    """A request as it crossed the wire; bare newlines are taken, too, because editors make them."""
+    head, separator, body = raw.partition(b"\r\n\r\n")
+    if not separator:
+        head, separator, body = raw.partition(b"\n\n")
+    first, *lines = head.decode("latin-1").splitlines() or [""]
+    match = _REQUEST_LINE.fullmatch(first.strip())
+    if match is None:
+        raise InvalidRequest(
+            f"the first line is not that of a request, like 'POST /v1/receive HTTP/1.1': {first[:100]!r}"
+        )
+    headers = _parse_headers(lines)
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        raise InvalidRequest("the body was sent in chunks: capture it decoded, or use --header and --body")
+    path, query = _target(match[2])
+    return _Captured(match[1], path, query, headers, body if separator else None)
+
+
+def _parse_headers(lines: list[str]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, separator, value = line.partition(":")
+        if not separator:
+            raise InvalidRequest(f"not a header, 'Name: value': {line[:100]!r}")
+        name, value = name.strip().lower(), value.strip()
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _target(url: str) -> tuple[str, str]:
+    """Path and query as they stand in the request line."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidUrl(f"not a URL: {error}") from None
+    return parts.path or "/", parts.query

@@ -7,11 +7,12 @@ The broadcaster uses this too: it is the one room of the client, besides `protoc
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine
 from types import TracebackType
 from typing import BinaryIO
 
@@ -212,11 +213,13 @@ def _unlinked_file(directory: str | None) -> int:
     return fd
 
 
-async def _uncancelled(work: asyncio.Future[None] | object) -> None:
+async def _uncancelled(work: Coroutine[None, None, None]) -> None:
     """Wait until `work` is done even when cancelled meanwhile, then let the cancellation travel on."""
-    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
         raise

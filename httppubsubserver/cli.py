@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from httppubsubclient import __version__
 from httppubsubclient.protocol.errors import PubSubError
@@ -27,18 +26,10 @@ _SETUP_ONLY = ("db", "to_broadcasters_auth", "to_subscribers_auth", "broadcaster
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser, serve = _parsers(with_settings="serve" in given)
-    options, unknown = parser.parse_known_args(given)
-    if unknown:
-        _refuse_unknown(serve if options.command == "serve" else parser, unknown)
-    if options.command == "serve" and (options.setup or options.rotate):
-        parser.error("one thing at a time: --setup, --rotate or serve")
-    if not (options.command == "serve" or options.setup or options.rotate):
-        parser.error("say what to do: --setup, --rotate or serve")
     try:
-        if options.command == "serve":
-            return _serve(options, given)
-        return _rotate(parser, options) if options.rotate else _set_up(parser, options)
+        if given[:1] == ["serve"]:
+            return _serve(given)
+        return _set_up_or_rotate(given)
     except (PubSubError, OSError) as error:
         print(f"httppubsubserver: {error}", file=sys.stderr)
         return 1
@@ -47,6 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _set_up_or_rotate(given: Sequence[str]) -> int:
+    parser = _parser()
+    options = _parsed(parser, given)
+    if options.rotate:
+        return _rotate(parser, options)
+    if options.setup:
+        return _set_up(parser, options)
+    return parser.error("say what to do: --setup, --rotate or serve")
 
 
 def _set_up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -72,9 +73,10 @@ def _rotate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
     return 0
 
 
-def _serve(options: argparse.Namespace, given: Sequence[str]) -> int:
+def _serve(given: Sequence[str]) -> int:
     from httppubsubserver.config import ServerConfig, load_config
 
+    options = _parsed(_serve_parser(), given[1:])
     config = load_config(
         file=options.config,
         overrides={name: value for name, value in vars(options).items() if name in ServerConfig.model_fields},
@@ -90,21 +92,35 @@ def _serve(options: argparse.Namespace, given: Sequence[str]) -> int:
 # -- what can be said on the command line -----------------------------------------------------------------------------
 
 
-def _parsers(*, with_settings: bool) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    """The parser, and that of `serve`, which has one flag for each setting if asked."""
+def _parsed(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.Namespace:
+    """Ends the process with status 2 when something is not understood, and says what may have been meant."""
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        from httppubsubserver.config import nearest
+
+        name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"there is no {name!r} here{nearest(name, known if name.startswith('-') else ['serve'])}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Everything but `serve`. Options that are not given are not in the namespace, so that misplaced ones show."""
     parser = argparse.ArgumentParser(
         prog="httppubsubserver",
+        usage="httppubsubserver --setup | --rotate | serve | --version [options]",
         description="Publish/subscribe over plain HTTP: the broadcaster.",
-        epilog="`httppubsubserver serve --help` lists every setting.",
+        epilog="`httppubsubserver serve` runs a broadcaster; `httppubsubserver serve --help` lists its settings.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     parser.set_defaults(setup=False, rotate=False, directory=Path())
     parser.add_argument("--version", action="version", version=f"httppubsub {__version__}")
-    modes = parser.add_argument_group("what to do, when not to serve")
-    modes.add_argument("--setup", action="store_true", help="write secrets for both sides and a main.py to start from")
-    modes.add_argument("--rotate", action="store_true", help="add new keys; the present ones end after the grace")
-    modes.add_argument("--directory", type=Path, metavar="D", help="the folder of the files (default: the current one)")
+    parser.add_argument("--setup", action="store_true", help="write secrets for both sides and a main.py to start from")
+    parser.add_argument("--rotate", action="store_true", help="add new keys; the present ones end after the grace")
+    parser.add_argument(
+        "--directory", type=Path, metavar="D", help="the folder of the files (default: the current one)"
+    )
     _add_setup_options(parser.add_argument_group("with --setup"))
     rotation = parser.add_argument_group("with --rotate")
     rotation.add_argument(
@@ -113,21 +129,7 @@ def _parsers(*, with_settings: bool) -> tuple[argparse.ArgumentParser, argparse.
         metavar="N",
         help="how long the present keys are still taken (default: 86400); new ones are used from half of it on",
     )
-    commands = parser.add_subparsers(dest="command", metavar="serve", title="to run a broadcaster")
-    parser.set_defaults(command=None)
-    serve = commands.add_parser(
-        "serve",
-        help="listen and deliver until SIGTERM",
-        description="Run a broadcaster. Settings come from a TOML file, then from HTTPPUBSUB_<SETTING> variables, "
-        "then from these flags; the later one wins.",
-        epilog="The first line on stdout says where it listens; the log goes to stderr. SIGTERM or Ctrl-C stops it "
-        "once running deliveries are done, a second one at once.",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    if with_settings:
-        _add_serve_options(serve)
-    return parser, serve
+    return parser
 
 
 def _add_setup_options(group: argparse._ArgumentGroup) -> None:
@@ -143,9 +145,20 @@ def _add_setup_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--force", action="store_true", help="overwrite what is there")
 
 
-def _add_serve_options(serve: argparse.ArgumentParser) -> None:
+def _serve_parser() -> argparse.ArgumentParser:
+    """One flag for each setting; those that are not given are not in the namespace."""
     from httppubsubserver.config import ServerConfig
 
+    serve = argparse.ArgumentParser(
+        prog="httppubsubserver serve",
+        usage="httppubsubserver serve [--config FILE] [--secrets FILE] [--db URL] [--host H] [--port P] [--workers N] ...",
+        description="Listen and deliver. Settings come from a TOML file, then from HTTPPUBSUB_<SETTING> variables, "
+        "then from these flags; the later one wins.",
+        epilog="The first line on stdout says where it listens; the log goes to stderr. SIGTERM or Ctrl-C stops it "
+        "once running deliveries are done, a second one at once.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     serve.add_argument(
         "--config", type=Path, metavar="FILE", default=None, help="TOML (default: what HTTPPUBSUB_CONFIG names)"
     )
@@ -161,6 +174,7 @@ def _add_serve_options(serve: argparse.ArgumentParser) -> None:
     # How a process with several workers starts them.
     for flag in ("--fd", "--lifeline"):
         serve.add_argument(flag, type=int, default=None, help=argparse.SUPPRESS)
+    return serve
 
 
 def _whole_number(text: str) -> int:
@@ -168,11 +182,3 @@ def _whole_number(text: str) -> int:
         if 0 <= int(text) <= 10 * 365 * 86_400:
             return int(text)
     raise argparse.ArgumentTypeError(f"a whole number of seconds, from 0 to ten years; got {text!r}")
-
-
-def _refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> NoReturn:
-    from httppubsubserver.config import nearest
-
-    name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
-    known = [flag for action in parser._actions for flag in action.option_strings if action.help != argparse.SUPPRESS]
-    parser.error(f"there is no {name!r}{nearest(name, known)}")

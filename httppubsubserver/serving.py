@@ -103,25 +103,22 @@ async def _serve_app(
     drain = asyncio.Event()
     with _signals(drain):
         app = create_app(config)
-        broadcaster = app.state.broadcaster
-        # Entered here and once more by the application's lifespan: what is wrong is raised here.
-        async with broadcaster:
-            server = _server(app, config)
-            with _lifeline(parent, drain, server):
-                serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
-                try:
+        server = _server(app, config)
+        serving: asyncio.Task[None] | None = None
+        try:
+            # Entered here, so that what is wrong is raised here. Leaving it drains, while uvicorn still answers.
+            async with app.state.broadcaster:
+                with _lifeline(parent, drain, server):
+                    serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
                     await _first(serving, server.ready.wait())
                     if not serving.done():
                         ready()
                     await _first(serving, drain.wait())
-                    broadcaster.start_draining()
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(config.shutdown_timeout_seconds):
-                            await _first(serving, broadcaster.drained())
-                finally:
-                    server.config.timeout_graceful_shutdown = _LAST_ANSWERS_SECONDS
-                    server.should_exit = True
-                    await serving
+        finally:
+            if serving is not None:
+                server.config.timeout_graceful_shutdown = _LAST_ANSWERS_SECONDS
+                server.should_exit = True
+                await serving
     _LOG.info("stopped")
     return 0
 
@@ -145,7 +142,8 @@ def _server(app: Any, config: ServerConfig) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            lifespan="on",
+            # It would enter the broadcaster once more and keep it open while we drain it.
+            lifespan="off",
             ws="none",
             log_config=None,
             access_log=config.log_level == "debug",
@@ -153,7 +151,7 @@ def _server(app: Any, config: ServerConfig) -> _Server:
             server_header=False,
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=math.ceil(config.shutdown_timeout_seconds),
+            timeout_graceful_shutdown=math.ceil(config.shutdown_timeout_seconds) + _LAST_ANSWERS_SECONDS,
             # A topic of 4096 bytes, each of them percent-encoded, and the headers of a signed request.
             h11_max_incomplete_event_size=64 * 1024,
         )

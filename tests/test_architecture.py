@@ -139,7 +139,7 @@ def test_there_is_one_error_table() -> None:
 def test_nothing_refers_to_the_machine_it_was_made_on() -> None:
     for path in ROOT.rglob("*"):
         relative = path.relative_to(ROOT)
-        if relative.parts[0].startswith(".") and relative.parts[0] != ".ci" or not path.is_file():
+        if (relative.parts[0].startswith(".") and relative.parts[0] != ".ci") or not path.is_file():
             continue
         if path.suffix in (".py", ".md", ".toml", ".sql", ".json", "") and "__pycache__" not in relative.parts:
             text = path.read_text(errors="replace")

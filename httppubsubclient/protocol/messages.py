@@ -46,6 +46,7 @@ _ATTEMPT = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{10,12}", re.ASCII)
 # W3C Trace Context section 3.2: version 00 has exactly these four fields; ids of only zeros are invalid.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_FRAGMENT = re.compile(r"[!-~]{1,2048}", re.ASCII)
 _HEADER_TEXT = re.compile(r"[\x20-\x7e]+", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -100,17 +101,15 @@ class Subscription:
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Subscription:
         """The inverse of `to_json`; unknown fields are ignored, so that a newer broadcaster can be understood."""
-        try:
-            return Subscription(
-                id=_string(fields, "id"),
-                url=_string(fields, "url"),
-                pattern=pattern_from_json(fields),
-                lease_seconds=int(fields["lease_seconds"]),
-                created_at=parse_time(_string(fields, "created_at")),
-                expires_at=parse_time(_string(fields, "expires_at")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InvalidRequest(f"not a subscription: {type(error).__name__} at {error}") from None
+        return Subscription(
+            # A client puts the id into the path of its next request.
+            id=_matching(fields, "id", SUBSCRIPTION_ID),
+            url=_string(fields, "url"),
+            pattern=pattern_from_json(fields),
+            lease_seconds=_count(fields, "lease_seconds"),
+            created_at=_moment(fields, "created_at"),
+            expires_at=_moment(fields, "expires_at"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +139,13 @@ class NotifyResult:
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> NotifyResult:
         """The inverse of `to_json`; unknown fields are ignored."""
-        counts = {name: fields.get(name) for name in ("matched", "notified", "pending", "failed")}
-        for name, count in counts.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise InvalidRequest(f"not the answer to a notify: {name!r} is missing or not a count")
-        return NotifyResult(message_id=_string(fields, "message_id"), **counts)  # type: ignore[arg-type]
+        return NotifyResult(
+            message_id=_string(fields, "message_id"),
+            matched=_count(fields, "matched"),
+            notified=_count(fields, "notified"),
+            pending=_count(fields, "pending"),
+            failed=_count(fields, "failed"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ def parse_delivery(headers: Mapping[str, str]) -> Delivery:
         subscription_id=_matching(headers, "pubsub-subscription", SUBSCRIPTION_ID),
         attempt=int(_matching(headers, "pubsub-attempt", _ATTEMPT)),
         content_type=content_type_or_default(headers.get("content-type")),
-        fragment=headers.get("pubsub-fragment"),
+        fragment=None if "pubsub-fragment" not in headers else _matching(headers, "pubsub-fragment", _FRAGMENT),
         traceparent=parse_traceparent(headers.get("traceparent")),
     )
 
@@ -231,11 +232,25 @@ def _required(headers: Mapping[str, str], name: str) -> str:
     return value
 
 
-def _matching(headers: Mapping[str, str], name: str, form: re.Pattern[str]) -> str:
-    value = _required(headers, name)
-    if not form.fullmatch(value):
-        raise InvalidRequest(f"the header {name} does not have the form {form.pattern}")
+def _matching(fields: Mapping[str, Any], name: str, form: re.Pattern[str]) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not form.fullmatch(value):
+        raise InvalidRequest(f"{name!r} is missing or does not have the form {form.pattern}")
     return value
+
+
+def _count(fields: Mapping[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidRequest(f"{name!r} is missing or not a count")
+    return value
+
+
+def _moment(fields: Mapping[str, Any], name: str) -> int:
+    try:
+        return parse_time(_string(fields, name))
+    except ValueError:
+        raise InvalidRequest(f"{name!r} is not a moment like 2026-11-21T02:11:00Z") from None
 
 
 def _string(fields: Mapping[str, Any], name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from typing import Any
 
 import httpx
@@ -227,6 +228,53 @@ async def test_a_renewal_that_fails_is_tried_again(
         broadcaster.always = None
         before = len(broadcaster.calls)
         await until(lambda: len(broadcaster.calls) > before + 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_the_broadcaster_ends_up_with_what_is_subscribed(
+    broadcaster: FakeBroadcaster, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks subscribe, unsubscribe and are cancelled at random moments; calls are lost before and after processing."""
+    monkeypatch.setattr("httppubsubclient.registrations.backoff_delay", lambda *_args, **_settings: 0.001)
+    chance = random.Random(seed)
+
+    async def unreliable(request: httpx.Request) -> httpx.Response | None:
+        await asyncio.sleep(chance.random() / 1000)
+        match chance.randrange(6):
+            case 0:
+                raise httpx.ReadError("lost on its way", request=request)
+            case 1:
+                broadcaster.process(request)
+                raise httpx.ReadError("its answer was lost", request=request)
+            case 2:
+                return unreachable(request)
+        return None
+
+    async def churn(client: HttpPubSubClient) -> None:
+        for _ in range(10):
+            topics = [b"%d" % chance.randrange(6) for _ in range(chance.randrange(1, 3))]
+            try:
+                async with client.subscribe(exact=topics) as subscription:
+                    await asyncio.sleep(chance.random() / 500)
+                    await subscription.subscribe_exact(b"%d" % chance.randrange(6))
+            except BroadcastersUnavailable:
+                pass
+
+    settings = config(request_timeout_seconds=0.05, leave_timeout_seconds=0.05)
+    async with HttpPubSubClient(settings) as client:
+        broadcaster.always = unreliable
+        tasks = [asyncio.create_task(churn(client)) for _ in range(8)]
+        for task in tasks[:4]:
+            await asyncio.sleep(chance.random() / 50)
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [result for result in results if isinstance(result, Exception)]
+        broadcaster.always = None
+        async with client.subscribe(exact=[b"kept"]):
+            await until(lambda: broadcaster.patterns() == ["topic='kept'"])
+            registrations = client._running_registrations()
+            assert registrations._wanted.keys() == registrations._confirmed.keys() == {Pattern.exact(b"kept")}
+    assert broadcaster.kept == {}
 
 
 # -- deliveries meanwhile -----------------------------------------------------------------------------------------

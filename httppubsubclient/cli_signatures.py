@@ -106,9 +106,8 @@ def _sign(options: argparse.Namespace) -> int:
 
 
 def _file_sha256(path: Path) -> bytes:
-    if str(path) == "-":
-        return hashlib.file_digest(sys.stdin.buffer, "sha256").digest()
-    with path.open("rb") as file:
+    # The descriptor of standard input stays open: it is not ours.
+    with open(sys.stdin.fileno(), "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -272,13 +272,15 @@ class Broadcaster:
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(self.config.db))
-            outbound = self._given_outbound or await stack.enter_async_context(
-                open_outbound(
-                    connections_per_origin=self.config.max_in_flight_per_host,
-                    max_answer_bytes=self.config.max_answer_bytes,
-                    ca_file=self.config.callback_ca_file,
+            outbound = self._given_outbound
+            if outbound is None:
+                outbound = await stack.enter_async_context(
+                    open_outbound(
+                        connections_per_origin=self.config.max_in_flight_per_host,
+                        max_answer_bytes=self.config.max_answer_bytes,
+                        ca_file=self.config.callback_ca_file,
+                    )
                 )
-            )
             self._directory = Directory(store)
             self._dispatcher = Dispatcher(
                 self.config,

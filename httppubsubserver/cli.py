@@ -151,7 +151,7 @@ def _serve_parser() -> argparse.ArgumentParser:
 
     serve = argparse.ArgumentParser(
         prog="httppubsubserver serve",
-        usage="httppubsubserver serve [--config FILE] [--secrets FILE] [--db URL] [--host H] [--port P] [--workers N] ...",
+        usage="httppubsubserver serve [--config FILE] [--secrets FILE] [--db URL] [--host H] [--port P] [settings]",
         description="Listen and deliver. Settings come from a TOML file, then from HTTPPUBSUB_<SETTING> variables, "
         "then from these flags; the later one wins.",
         epilog="The first line on stdout says where it listens; the log goes to stderr. SIGTERM or Ctrl-C stops it "

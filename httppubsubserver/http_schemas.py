@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from httppubsubclient.protocol.errors import PROBLEM_CONTENT_TYPE, WIRE, ConfigurationError, PubSubError
 from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
@@ -27,8 +28,15 @@ __all__ = [
     "problems",
 ]
 
-_PATTERN_EXAMPLE = {"glob": "orders/*/paid", "lease_seconds": 86400}
-_SUBSCRIPTION_EXAMPLE = {
+_COUNTS_EXAMPLE: JsonDict = {
+    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ",
+    "matched": 3,
+    "notified": 2,
+    "pending": 0,
+    "failed": 1,
+}
+_PATTERN_EXAMPLE: JsonDict = {"glob": "orders/*/paid", "lease_seconds": 86400}
+_SUBSCRIPTION_EXAMPLE: JsonDict = {
     "id": "sub_0h9m2Zt4cQ7hJw3xkYb5Dg",
     "url": "http://127.0.0.1:3002/v1/receive",
     "glob": "orders/*/paid",
@@ -89,15 +97,7 @@ class NotifyAnswer(BaseModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [
-                {
-                    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ",
-                    "matched": 3,
-                    "notified": 2,
-                    "pending": 0,
-                    "failed": 1,
-                }
-            ]
+            "examples": [_COUNTS_EXAMPLE],
         }
     )
 

@@ -22,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignored = shutil.ignore_patterns(".*", "__pycache__", "tests", "dist", "build")
     shutil.copytree(ROOT, source, ignore=ignored)
     target = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, source]
+    command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", target, source]
     subprocess.run(command, check=True, capture_output=True)
     [built] = target.glob("*.whl")
     return built
@@ -41,7 +41,7 @@ def test_an_installed_wheel_sets_up_and_keeps_subscriptions_without_the_checkout
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     [site_packages] = environment.glob("lib/python*/site-packages")
-    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", wheel], check=True
     )

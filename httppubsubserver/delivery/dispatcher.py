@@ -290,7 +290,7 @@ class Dispatcher:
             self._failed(delivery, reason)
             return
         delivery.attempt += 1
-        timer = loop.call_later(delay, lambda: self._due(timer))
+        timer: asyncio.TimerHandle = loop.call_later(delay, lambda: self._due(timer))
         self._retrying[timer] = delivery
 
     def _due(self, timer: asyncio.TimerHandle) -> None:

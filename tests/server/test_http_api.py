@@ -316,11 +316,15 @@ class TestAuthentication:
         assert outbound.posts == []
 
     async def test_nothing_of_the_body_is_read_before_the_credentials_hold(self, signed_api: httpx.AsyncClient) -> None:
-        async def never() -> AsyncIterator[bytes]:
-            raise AssertionError("the body was read")
+        read = False
+
+        async def watched() -> AsyncIterator[bytes]:
+            nonlocal read
+            read = True
             yield b""
 
-        assert_problem(await signed_api.post("/v1/notify?topic=t", content=never()), 401, "unauthorized")
+        assert_problem(await signed_api.post("/v1/notify?topic=t", content=watched()), 401, "unauthorized")
+        assert not read
 
     @pytest.mark.parametrize(
         ("method", "path"),

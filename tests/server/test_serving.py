@@ -259,7 +259,10 @@ async def test_workers_that_cannot_start_are_given_up_before_anything_is_announc
     assert not ready.is_set()
 
 
-async def test_workers_that_can_start_no_more_are_given_up_after_some_attempts(tmp_path: Path) -> None:
+async def test_workers_that_can_start_no_more_are_given_up_after_some_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httppubsubserver.serving._RESTART_SECONDS", 0)
     started = tmp_path / "started"
     program = f"""
 with open({str(started)!r}, "a") as file:

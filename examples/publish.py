@@ -13,12 +13,8 @@ from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
 async def main(secrets: str, broadcaster: str, topic: str, text: str) -> None:
     """Publish `text` and print how many subscribers confirmed it."""
     send_auth, receive_auth = get_auth_config_from_file(secrets)
-    config = HttpPubSubConfig(
-        host="http://127.0.0.1",  # nobody calls us back: we only publish
-        send_auth=send_auth,
-        receive_auth=receive_auth,
-        broadcasters=[broadcaster],
-    )
+    # Without `host` nobody calls us back: this only publishes.
+    config = HttpPubSubConfig(send_auth=send_auth, receive_auth=receive_auth, broadcasters=[broadcaster])
     async with HttpPubSubClient(config) as client:
         result = await client.notify(topic=topic.encode(), data=text.encode())
     print(f"notified {result.notified} of {result.matched} subscribers")

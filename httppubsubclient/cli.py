@@ -233,11 +233,10 @@ def _publisher_config(options: argparse.Namespace) -> Any:
 
     send_auth, receive_auth = _credentials(options)
     return HttpPubSubConfig(
-        bind=None,
-        host="http://127.0.0.1",
         send_auth=send_auth,
         receive_auth=receive_auth,
         broadcasters=_broadcasters(options),
+        request_timeout_seconds=options.timeout,
     )
 
 
@@ -253,6 +252,7 @@ def _subscriber_config(options: argparse.Namespace) -> Any:
         send_auth=send_auth,
         receive_auth=receive_auth,
         broadcasters=_broadcasters(options),
+        request_timeout_seconds=options.timeout,
     )
 
 
@@ -278,6 +278,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="URL",
         action="append",
         help=f"instead of those in the secrets file; may be repeated (or ${_BROADCASTERS_VARIABLE}, comma-separated)",
+    )
+    common.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long broadcasters that do not answer are tried again, all together (default: %(default)g)",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_notify(commands, common)

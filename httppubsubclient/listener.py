@@ -58,6 +58,7 @@ async def listening(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            date_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
@@ -105,5 +106,4 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Wait until it is time to stop, instead of asking ten times a second."""
-        await self.on_tick(0)
         await self.stop.wait()

@@ -63,7 +63,8 @@ class Process:
         return first.removeprefix(_LISTENING)
 
     def signal(self, number: signal.Signals) -> None:
-        self.child.send_signal(number)
+        # Not child.send_signal: that polls first, and may reap the child behind the back of asyncio.
+        os.kill(self.pid, number)
 
     async def ended(self) -> int:
         """Its exit status, once it has ended and everything that it wrote is read."""

@@ -24,7 +24,7 @@ async def open_site(
     site = await Site.make(tmp_path / "site", "--to-broadcasters-auth", "none", "--to-subscribers-auth", "none")
     async with AsyncExitStack() as stack:
         receivers = await stack.enter_async_context(running(RECEIVERS, *tempers))
-        options = ("--attempt-timeout-seconds", "3", "--notify-timeout-seconds", "8")
+        options = ("--attempt-timeout-seconds", "3", "--notify-timeout-seconds", "5")
         broadcaster = await stack.enter_async_context(site.serve(*options))
         ports = json.loads(await receivers.line())["ports"]
         api = await stack.enter_async_context(httpx.AsyncClient(base_url=await broadcaster.url(), timeout=30))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -13,16 +14,17 @@ from tests.e2e.processes import Site, until
 
 
 async def test_subscriptions_survive_a_broadcaster_that_is_killed(site: Site) -> None:
-    async with site.serve() as first:
+    async with AsyncExitStack() as broadcasters:
+        first = await broadcasters.enter_async_context(site.serve())
         url = await first.url()
         port = url.rsplit(":", 1)[1]
         async with open_client(site, url) as client, client.subscribe_glob("foo/*") as subscription:
             first.signal(signal.SIGKILL)
             await first.ended()
-            async with site.serve("--port", port) as second:
-                await second.url()
-                assert (await client.notify(topic=b"foo/bar", data=b"x")).notified == 1
-                assert (await anext(subscription)).data.read() == b"x"
+            second = await broadcasters.enter_async_context(site.serve("--port", port))
+            await second.url()
+            assert (await client.notify(topic=b"foo/bar", data=b"x")).notified == 1
+            assert (await anext(subscription)).data.read() == b"x"
 
 
 async def test_what_one_process_answered_the_other_sees_200_times(site: Site) -> None:

@@ -135,7 +135,7 @@ async def test_a_failed_delivery_is_exit_status_1(site: Site, broadcaster: Proce
 
 
 async def test_an_unreachable_broadcaster_is_named_in_the_error(site: Site) -> None:
-    async with site.client("http://127.0.0.1:1", "notify", "t", "--data", "x") as command:
+    async with site.client("http://127.0.0.1:1", "notify", "t", "--data", "x", "--timeout", "1") as command:
         assert await command.ended() == 1
         assert "http://127.0.0.1:1" in command.output()
         assert "Traceback" not in command.output()

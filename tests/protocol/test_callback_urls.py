@@ -75,43 +75,10 @@ def test_bounds_are_exact() -> None:
 
 
 PIECES = [
-    "http",
-    "https",
-    "://",
-    ":",
-    "/",
-    "//",
-    "[",
-    "]",
-    "::1",
-    "a",
-    "A",
-    "1",
-    "0x1",
-    ".",
-    "..",
-    "%2e",
-    "%7E",
-    "%41",
-    "%zz",
-    "?",
-    "&",
-    "#",
-    "@",
-    "\\",
-    "-",
-    "_",
-    "80",
-    ":443",
-    "xn--a",
-    "é",
-    "~",
-    "%2F",
-    "=",
-    ";",
-    "127.0.0.1",
-]
-PARTS = st.lists(st.sampled_from([*PIECES, "\n"]), max_size=14).map("".join)
+    "http", "https", "://", ":", "/", "//", "[", "]", "::1", "a", "A", "1", "0x1", ".", "..", "%2e", "%7E", "%41",
+    "%zz", "?", "&", "#", "@", "\\", "-", "_", "80", ":443", "xn--a", "é", "~", "%2F", "=", ";", "127.0.0.1", "\n",
+]  # fmt: skip
+PARTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 
 
 @given(
@@ -129,5 +96,5 @@ def test_a_random_url_is_refused_or_canonical(text: str) -> None:
     assert "@" not in url.origin
     seen_by_httpx: Any = httpx.URL(url.request_url)
     assert seen_by_httpx.raw_path.decode() == url.target, "what is sent is what was checked"
-    assert seen_by_httpx.host == url.host
+    assert seen_by_httpx.raw_host.decode() == url.host
     assert (seen_by_httpx.port or {"http": 80, "https": 443}[url.scheme]) == url.port

@@ -142,7 +142,7 @@ def test_a_content_digest_survives_a_round_trip(body: bytes) -> None:
     assert parse_content_digest(content_digest(sha256)) == sha256
 
 
-@pytest.mark.parametrize("header", ["topic\nx", "a\r\n", "é", "\udc80", 'a\n"@path": /x'])
+@pytest.mark.parametrize("header", ["topic\nx", "a\rb", "a\r\n", "é", "\udc80", 'a\n"@path": /x'])
 def test_what_is_not_one_line_of_ascii_cannot_be_signed(header: str) -> None:
     with pytest.raises(InvalidRequest, match="one line of ASCII"):
         sign(("idempotency-key",), (header,), key_id="k", secret=b"s", created=1, nonce=NONCE)
@@ -208,28 +208,10 @@ def test_hostile_headers_end_in_linear_time(text: str) -> None:
 
 
 PIECES = [
-    "sig1",
-    "=",
-    "(",
-    ")",
-    '"@method"',
-    '"@path"',
-    '"@query"',
-    ";created=1",
-    ';nonce="0123456789abcdef"',
-    ';keyid="k1"',
-    ';alg="hmac-sha256"',
-    ";expires=9",
-    ',"',
-    "\\",
-    ":AAAA:",
-    ",",
-    "sig2",
-    "é",
-    "-",
-    ";",
-]
-SHAPED = st.lists(st.sampled_from([*PIECES, " "]), max_size=16).map("".join)
+    "sig1", "=", "(", ")", '"@method"', '"@path"', '"@query"', ";created=1", ';nonce="0123456789abcdef"', ';keyid="k1"',
+    ';alg="hmac-sha256"', ";expires=9", ',"', "\\", ":AAAA:", ", ", "sig2", "é", "-", ";", " ",
+]  # fmt: skip
+SHAPED = st.lists(st.sampled_from(PIECES), max_size=16).map("".join)
 
 
 @given(st.text(max_size=60) | SHAPED, st.text(max_size=60) | SHAPED, st.text(max_size=30))

@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine
 from types import TracebackType
 from typing import BinaryIO
 
@@ -54,8 +54,8 @@ class Body:
             return io.BytesIO(self._data)
         return io.BufferedReader(_FileReader(os.dup(self._descriptor()), self.size), CHUNK_BYTES)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body in pieces of at most `CHUNK_BYTES`, read off the event loop."""
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces of at most `CHUNK_BYTES`, read off the event loop. Close what is not read to its end."""
         if self._data is not None:
             if self._data:
                 yield self._data

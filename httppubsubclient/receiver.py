@@ -24,7 +24,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +49,7 @@ from httppubsubclient.protocol.errors import (
     problem,
     wire_of,
 )
+from httppubsubclient.protocol.headers import parse_headers
 from httppubsubclient.protocol.messages import RECEIVE_PATH, parse_delivery
 from httppubsubclient.protocol.replay import ReplayWindow
 from httppubsubclient.protocol.signatures import parse_content_digest
@@ -67,26 +68,6 @@ _MIN_BYTES_PER_SECOND = 1024
 """A body that arrives more slowly is given up, however lively it drips."""
 
 _RETRY_AFTER_SECONDS = 1
-
-# Two of one of these would let the proof and its reader look at different ones.
-_SINGLE = frozenset(
-    {
-        "authorization",
-        "content-digest",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "pubsub-attempt",
-        "pubsub-fragment",
-        "pubsub-subscription",
-        "pubsub-topic",
-        "signature",
-        "signature-input",
-        "traceparent",
-        "webhook-id",
-        "webhook-timestamp",
-    }
-)
 
 
 class _Disconnected(Exception):
@@ -134,7 +115,7 @@ class Receiver:
             await _answer(send, None)
 
     async def _receive(self, scope: Scope, receive: Receive) -> None:
-        headers = _headers(scope["headers"])
+        headers = parse_headers(scope["headers"])
         length = self._declared_length(headers)
         if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise UnsupportedMediaType("deliveries come without Content-Encoding, so that their digest can be verified")
@@ -336,18 +317,6 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"description": "The topic is malformed", "content": _PROBLEM},
     503: {"description": "A buffer is full: again after Retry-After", "content": _PROBLEM},
 }
-
-
-def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in raw:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
-        if name in headers:
-            if name in _SINGLE:
-                raise InvalidRequest(f"the header {name} came more than once")
-            value = f"{headers[name]}, {value}"
-        headers[name] = value
-    return headers
 
 
 def _shown_fragment(fragment: str | None) -> str:

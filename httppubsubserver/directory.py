@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 
 from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
+from httppubsubclient.protocol.delivery_heads import subscription_lines
 from httppubsubclient.protocol.errors import InvalidUrl
 from httppubsubclient.protocol.messages import Subscription
 from httppubsubclient.protocol.topic_index import TopicIndex
@@ -24,12 +25,14 @@ _SLICE = 1000
 """How many subscriptions are indexed before other work gets a turn."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Target:
-    """A subscription with its callback URL parsed once."""
+    """A subscription with what its deliveries need, prepared once."""
 
     subscription: Subscription
     callback: CallbackUrl
+    lines: bytes
+    """protocol/delivery_heads.subscription_lines"""
 
 
 class Directory:
@@ -82,14 +85,14 @@ def _put(index: TopicIndex[str], targets: dict[str, Target], subscription: Subsc
     known = targets.get(subscription.id)
     if known is not None:
         # (url, pattern) names a subscription, so a change of one that is known never touches either.
-        targets[subscription.id] = Target(subscription, known.callback)
+        targets[subscription.id] = Target(subscription, known.callback, known.lines)
         return
     try:
         callback = parse_callback_url(subscription.url)
     except InvalidUrl:
         _LOG.error("subscription %s has a callback URL that is not one; it is ignored", subscription.id)
         return
-    targets[subscription.id] = Target(subscription, callback)
+    targets[subscription.id] = Target(subscription, callback, subscription_lines(subscription, callback.fragment))
     index.add(subscription.pattern, subscription.id)
 
 

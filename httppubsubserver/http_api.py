@@ -12,13 +12,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.routing import Route
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
-from httppubsubclient.protocol.errors import InvalidRequest, InvalidTopic
+from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.messages import SubscribeRequest
-from httppubsubclient.protocol.topics import decode_topic
 from httppubsubserver.broadcaster import Broadcaster
-from httppubsubserver.http_requests import ProblemRoute, RequestReader, parse_prefer, query_value
+from httppubsubserver.http_notify import NotifyEndpoint
+from httppubsubserver.http_requests import Incoming, ProblemRoute
 from httppubsubserver.http_schemas import (
     LIST_HEADERS,
     NOTIFY_OPENAPI,
@@ -55,54 +56,43 @@ def create_router(broadcaster: Broadcaster) -> APIRouter:
             yield
 
     router = APIRouter(prefix="/v1", route_class=ProblemRoute, lifespan=lifespan)
-    reader = RequestReader(broadcaster)
-    _add_notify(router, broadcaster, reader)
-    _add_subscriptions(router, broadcaster, reader)
-    _add_whole_set(router, broadcaster, reader)
+    _add_notify(router, broadcaster)
+    _add_subscriptions(router, broadcaster)
+    _add_whole_set(router, broadcaster)
     _add_health(router, broadcaster)
     return router
 
 
-def _add_notify(router: APIRouter, broadcaster: Broadcaster, reader: RequestReader) -> None:
-    @router.post(
+def _add_notify(router: APIRouter, broadcaster: Broadcaster) -> None:
+    # A class instance as endpoint is served as plain ASGI. FastAPI documents only its own kind of route, so that the
+    # one below describes what this one does; it is never reached.
+    endpoint = NotifyEndpoint(broadcaster)
+    router.routes.append(Route("/v1/notify", endpoint=endpoint, methods=["POST"], name="notify_endpoint"))
+    router.add_api_route(
         "/notify",
+        _documented,
+        methods=["POST"],
         tags=["notify"],
+        name="notify",
         summary="Publish a message",
+        description=(
+            "Deliver the raw body to every subscription that the topic matches, and count what became of it. "
+            "Without `Prefer`, the answer comes when every delivery is confirmed or given up."
+        ),
         response_model=NotifyAnswer,
         responses={
-            202: {
-                "model": NotifyAnswer,
-                "description": "Taken; what is `pending` goes on after this answer.",
-            },
+            202: {"model": NotifyAnswer, "description": "Taken; what is `pending` goes on after this answer."},
             **problems(400, 401, 408, 413, 415, 422, 503),
         },
         openapi_extra=NOTIFY_OPENAPI,
     )
-    async def notify(request: Request) -> Response:
-        """Deliver the raw body to every subscription that the topic matches, and count what became of it.
-
-        Without `Prefer`, the answer comes when every delivery is confirmed or given up.
-        """
-        await reader.authenticate(request)
-        text = query_value(request, "topic")
-        if text is None:
-            raise InvalidTopic("the query has no topic: POST /v1/notify?topic=foo/bar")
-        topic = decode_topic(text)
-        prefer = parse_prefer(request.headers.getlist("prefer"))
-        broadcaster.check_accepting()
-        result = await broadcaster.notify(
-            topic,
-            await reader.body(request, broadcaster.body_writer()),
-            content_type=request.headers.get("content-type", ""),
-            traceparent=request.headers.get("traceparent"),
-            wait_seconds=prefer.wait_seconds,
-            idempotency_key=request.headers.get("idempotency-key"),
-        )
-        headers = {"preference-applied": prefer.applied} if prefer.applied else None
-        return JSONResponse(result.to_json(), 202 if result.pending else 200, headers)
 
 
-def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: RequestReader) -> None:
+async def _documented() -> None:
+    raise AssertionError("the route before this one answers")
+
+
+def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
     @router.post(
         "/subscriptions",
         tags=["subscriptions"],
@@ -120,8 +110,8 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: Requ
 
         (url, pattern) names one subscription: the same again renews it and keeps its id.
         """
-        await reader.authenticate(request)
-        fields = await reader.json(request, SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
+        incoming = await _authenticated(broadcaster, request)
+        fields = await incoming.json(SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
         wanted = _subscribe_request(broadcaster, parse_callback_url(fields.url).name, fields)
         subscription, created = await broadcaster.subscribe(wanted)
         return JSONResponse(subscription.to_json(), 201 if created else 200)
@@ -140,7 +130,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: Requ
         limit: Annotated[int, Query(description="At most so many.", ge=1, le=1000)] = 100,
     ) -> Response:
         """All subscriptions in the order of their ids, page by page; with `url` an `ETag` of its whole set."""
-        await reader.authenticate(request)
+        await _authenticated(broadcaster, request)
         name = None if url is None else parse_callback_url(url).name
         # The tag first: if the set changes in between, a PUT with this tag fails, which is the safe side.
         headers = None if name is None else {"etag": await broadcaster.etag(name)}
@@ -158,7 +148,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: Requ
     )
     async def show_subscription(request: Request) -> Response:
         """One subscription by its id."""
-        await reader.authenticate(request)
+        await _authenticated(broadcaster, request)
         return JSONResponse((await broadcaster.subscription(request.path_params["subscription_id"])).to_json())
 
     @router.delete(
@@ -172,12 +162,12 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster, reader: Requ
     )
     async def unsubscribe(request: Request) -> Response:
         """Remove one subscription. Deliveries that are under way may still arrive."""
-        await reader.authenticate(request)
+        await _authenticated(broadcaster, request)
         await broadcaster.unsubscribe(request.path_params["subscription_id"])
         return Response(status_code=204)
 
 
-def _add_whole_set(router: APIRouter, broadcaster: Broadcaster, reader: RequestReader) -> None:
+def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
     @router.put(
         "/subscriptions",
         tags=["subscriptions"],
@@ -191,12 +181,12 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster, reader: RequestR
 
         With `If-Match`, only if the set is still the one that this ETag was given for.
         """
-        await reader.authenticate(request)
+        incoming = await _authenticated(broadcaster, request)
         name = parse_callback_url(url).name
-        fields = await reader.json(request, WholeSetFields, max_bytes=_MAX_WHOLE_SET_BYTES)
+        fields = await incoming.json(WholeSetFields, max_bytes=_MAX_WHOLE_SET_BYTES)
         wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
         subscriptions, etag = await broadcaster.replace_subscriptions(
-            name, wanted, if_match=_if_match(request.headers.get("if-match"))
+            name, wanted, if_match=_if_match(incoming.headers.get("if-match"))
         )
         answer = {"url": name, "subscriptions": [subscription.to_json() for subscription in subscriptions]}
         return JSONResponse(answer, 200, {"etag": etag})
@@ -219,6 +209,13 @@ def _add_health(router: APIRouter, broadcaster: Broadcaster) -> None:
         """200 while notifies are taken and the database answers, 503 otherwise. Needs no credentials."""
         await broadcaster.check_ready()
         return {"status": "ready"}
+
+
+async def _authenticated(broadcaster: Broadcaster, request: Request) -> Incoming:
+    """The request, once its credentials hold; nothing of its body has been read."""
+    incoming = Incoming(broadcaster, request.scope, request.receive)
+    await incoming.authenticate()
+    return incoming
 
 
 def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields) -> SubscribeRequest:

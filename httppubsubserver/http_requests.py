@@ -6,7 +6,8 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.protocol.errors import (
@@ -34,11 +35,12 @@ from httppubsubclient.protocol.errors import (
     problem,
     wire_of,
 )
+from httppubsubclient.protocol.headers import parse_headers
 from httppubsubclient.protocol.signatures import parse_content_digest
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 
-__all__ = ["Prefer", "ProblemRoute", "RequestReader", "parse_prefer", "problem_response", "query_value"]
+__all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer", "problem_response"]
 
 _LOG = logging.getLogger("httppubsub.server.http")
 
@@ -48,6 +50,10 @@ _MAX_WAIT_SECONDS = 3600
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Disconnected(Exception):
+    """The client went away before its request was complete."""
 
 
 class ProblemRoute(APIRoute):
@@ -64,8 +70,8 @@ class ProblemRoute(APIRoute):
                 return problem_response(error)
             except RequestValidationError as error:
                 return problem_response(InvalidRequest(_described(error.errors())))
-            except ClientDisconnect:
-                return problem_response(InvalidRequest("the client went away before its request was complete"))
+            except Disconnected:
+                return Response(status_code=400)  # nobody will read it
 
         return answer
 
@@ -84,41 +90,60 @@ def problem_response(error: PubSubError) -> JSONResponse:
     return JSONResponse(problem(error), wire_of(error).status, headers, media_type=PROBLEM_CONTENT_TYPE)
 
 
-class RequestReader:
-    """Authenticates requests to one broadcaster and reads their bodies."""
+class Incoming:
+    """One request as the server hands it over (ASGI): its headers once, its credentials, then its body."""
 
-    def __init__(self, broadcaster: Broadcaster) -> None:
+    __slots__ = ("_broadcaster", "_complete", "_receive", "headers", "method", "path", "query")
+
+    def __init__(self, broadcaster: Broadcaster, scope: Scope, receive: Receive) -> None:
         self._broadcaster = broadcaster
+        self._receive = receive
+        self._complete = False
+        self.method: str = scope["method"]
+        raw_path: bytes | None = scope.get("raw_path")
+        self.path = quote(scope["path"]) if raw_path is None else raw_path.decode("latin-1")
+        self.query: str = scope["query_string"].decode("latin-1")
+        self.headers = parse_headers(scope["headers"])
 
-    async def authenticate(self, request: Request) -> Principal:
+    async def authenticate(self) -> Principal:
         """Check the credentials, from the headers alone. Raises `Unauthorized`, `Replayed`, `Unavailable`."""
         _ = self._broadcaster.store  # raises Unavailable when the broadcaster is not open
-        raw_path = request.scope.get("raw_path") or quote(request.scope["path"]).encode("ascii")
+        headers = self.headers
         return await self._broadcaster.authenticator.authenticate(
-            method=request.method,
-            path=raw_path.decode("latin-1"),
-            query=request.scope["query_string"].decode("latin-1"),
-            headers=_single_headers(request),
-            has_body="transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0",
+            method=self.method,
+            path=self.path,
+            query=self.query,
+            headers=headers,
+            has_body="transfer-encoding" in headers or headers.get("content-length", "0") != "0",
         )
 
-    async def body(self, request: Request, writer: BodyWriter) -> Body:
+    def query_value(self, name: str) -> str | None:
+        """A parameter of the query, still percent-encoded: its bytes need not be UTF-8. Raises when given twice."""
+        values = [value for key, _, value in (part.partition("=") for part in self.query.split("&")) if key == name]
+        if len(values) > 1:
+            raise InvalidRequest(f"the query names {name!r} more than once")
+        return values[0] if values else None
+
+    async def body(self, writer: BodyWriter) -> Body:
         """Read the whole body into `writer` and compare it with Content-Digest, if there is one.
 
-        Raises `TooLarge`, `TooSlow`, `DigestMismatch`, `UnsupportedMediaType`.
+        Raises `TooLarge`, `TooSlow`, `DigestMismatch`, `UnsupportedMediaType`, `Disconnected`.
         """
-        _check_encoding(request)
-        expected = _expected_digest(request)
+        headers = self.headers
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken: send the body as it is")
+        digest = headers.get("content-digest")
+        expected = None if digest is None else parse_content_digest(digest)
         with writer:
-            length = request.headers.get("content-length", "0")
+            length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length) > writer.max_bytes:
                 raise TooLarge(f"the body is larger than {writer.max_bytes} bytes")
-            chunks = self._chunks(request)
             try:
-                async for chunk in chunks:
+                while (chunk := await self._chunk()) is not None:
                     await writer.write(chunk)
             except TooLarge:
-                await _discard(chunks)
+                await self._discard()
                 raise
             body = await writer.finish()
         if expected is not None and not hmac.compare_digest(expected, body.sha256):
@@ -126,51 +151,40 @@ class RequestReader:
             raise DigestMismatch("the body is not the one that Content-Digest names")
         return body
 
-    async def json(self, request: Request, model: type[M], *, max_bytes: int) -> M:
+    async def json(self, model: type[M], *, max_bytes: int) -> M:
         """Read a small JSON body strictly. Raises as `body` does, and `InvalidRequest`."""
-        media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        media_type = self.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise UnsupportedMediaType(f"the body is application/json, not {media_type!r}")
-        body = await self.body(request, BodyWriter(spool_bytes=max_bytes, max_bytes=max_bytes))
+        body = await self.body(BodyWriter(spool_bytes=max_bytes, max_bytes=max_bytes))
         try:
             return model.model_validate_json(body.data or b"")
         except ValidationError as error:
             raise InvalidRequest(_described(error.errors())) from None
 
-    async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
+    async def _chunk(self) -> bytes | None:
+        """The next piece of the body, None at its end."""
+        if self._complete:
+            return None
         seconds = self._broadcaster.config.body_idle_timeout_seconds
-        stream = request.stream()
-        while True:
-            try:
-                async with asyncio.timeout(seconds):
-                    chunk = await anext(stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise TooSlow(f"nothing of the body arrived for {seconds:g} seconds") from None
-            yield chunk
+        try:
+            async with asyncio.timeout(seconds):
+                event = await self._receive()
+        except TimeoutError:
+            raise TooSlow(f"nothing of the body arrived for {seconds:g} seconds") from None
+        if event["type"] == "http.disconnect":
+            raise Disconnected
+        self._complete = not event.get("more_body", False)
+        chunk: bytes = event.get("body", b"")
+        return chunk
 
-
-async def _discard(chunks: AsyncIterator[bytes]) -> None:
-    """Read on for a moment: closing on a sender in mid-sentence resets the connection, and it never sees why."""
-    count = 0
-    try:
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            async for chunk in chunks:
-                count += len(chunk)
-                if count > _DISCARD_BYTES:
-                    return
-    except (TimeoutError, PubSubError):
-        return
-
-
-def query_value(request: Request, name: str) -> str | None:
-    """A parameter of the query, still percent-encoded: its bytes need not be UTF-8. Raises when given twice."""
-    query = request.scope["query_string"].decode("latin-1")
-    values = [value for key, _, value in (part.partition("=") for part in query.split("&")) if key == name]
-    if len(values) > 1:
-        raise InvalidRequest(f"the query names {name!r} more than once")
-    return values[0] if values else None
+    async def _discard(self) -> None:
+        """Read on for a moment: closing on a sender in mid-sentence resets the connection, and it never sees why."""
+        count = 0
+        with suppress(TimeoutError, PubSubError, Disconnected):
+            async with asyncio.timeout(_DISCARD_SECONDS):
+                while count < _DISCARD_BYTES and (chunk := await self._chunk()) is not None:
+                    count += len(chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,35 +197,21 @@ class Prefer:
     """The value of Preference-Applied."""
 
 
-def parse_prefer(values: Sequence[str]) -> Prefer:
+_PREFER_NOTHING = Prefer(None, None)
+
+
+def parse_prefer(header: str | None) -> Prefer:
     """`respond-async` (section 4.1) or `wait=SECONDS` (section 4.3); with both, wait is the limit."""
-    tokens = [token.partition(";")[0].strip() for value in values for token in value.split(",")]
+    if header is None:
+        return _PREFER_NOTHING
+    tokens = [token.partition(";")[0].strip() for token in header.split(",")]
     for token in tokens:
         if (match := _WAIT.fullmatch(token)) is not None:
             seconds = min(int(match[1]), _MAX_WAIT_SECONDS)
             return Prefer(float(seconds), f"wait={seconds}")
     if any(token.lower() == "respond-async" for token in tokens):
         return Prefer(0.0, "respond-async")
-    return Prefer(None, None)
-
-
-def _single_headers(request: Request) -> dict[str, str]:
-    """Headers as a dict; what came more than once is joined with ", " (RFC 9110 section 5.3, RFC 9421 section 2.1)."""
-    headers: dict[str, str] = {}
-    for name, value in request.headers.items():
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
-
-
-def _check_encoding(request: Request) -> None:
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding != "identity":
-        raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken: send the body as it is")
-
-
-def _expected_digest(request: Request) -> bytes | None:
-    header = request.headers.get("content-digest")
-    return None if header is None else parse_content_digest(header)
+    return _PREFER_NOTHING
 
 
 def _described(errors: Sequence[Any]) -> str:

@@ -46,10 +46,12 @@ __all__ = [
     "Profile",
     "Reason",
     "SignatureClaim",
+    "component_list",
     "content_digest",
     "holds",
     "parse_content_digest",
     "parse_signatures",
+    "prepared_mac",
     "sign",
     "signature_base",
 ]
@@ -182,7 +184,7 @@ def sign(
     """
     if not _PLAIN.fullmatch(nonce) or not _PLAIN.fullmatch(key_id):
         raise InvalidRequest("a nonce and a key id are 1 to 64 visible ASCII characters without quotes and backslashes")
-    parameters = f'{_component_list(components)};created={created};nonce="{nonce}";keyid="{key_id}";alg="{ALGORITHM}"'
+    parameters = f'{component_list(components)};created={created};nonce="{nonce}";keyid="{key_id}";alg="{ALGORITHM}"'
     base = signature_base(components, values, parameters)
     if base is None:
         raise InvalidRequest("a signed header is one line of ASCII")
@@ -244,7 +246,7 @@ def _claim(label: str, components: tuple[str, ...], text: str, signature: bytes)
         raise _malformed(f"the signature {_shown(label)} covers a component twice")
     strings: dict[str, str] = {}
     integers: dict[str, int] = {}
-    serialised = [_component_list(components)]
+    serialised = [component_list(components)]
     for name, quoted, digits in _PARAMETER.findall(text):
         if name in strings or name in integers:
             raise _malformed(f"the signature {_shown(label)} has the parameter {_shown(name)} twice")
@@ -315,17 +317,19 @@ def _base_frame(components: tuple[str, ...]) -> str:
 
 
 @lru_cache(maxsize=256)
-def _component_list(components: tuple[str, ...]) -> str:
+def component_list(components: tuple[str, ...]) -> str:
+    """The covered components as an inner list (RFC 9421 section 2.3), without parameters."""
     return "(" + " ".join(f'"{name}"' for name in components) + ")"
 
 
 @lru_cache(maxsize=256)
-def _prepared(secret: bytes) -> HMAC:
+def prepared_mac(secret: bytes) -> HMAC:
+    """An HMAC with its key set up; copy it before use."""
     return HMAC(secret, SHA256())
 
 
 def _mac(secret: bytes, base: bytes) -> bytes:
-    mac = _prepared(secret).copy()
+    mac = prepared_mac(secret).copy()
     mac.update(base)
     return mac.finalize()
 

@@ -1,27 +1,31 @@
 """What is sent when: all subscribers of a message at once, bounded in total and per host, each settled exactly once.
 
 A `Fanout` is one message on its way to its subscribers. Its deliveries wait in *lanes*, one per host and port; lanes
-take turns, so a busy host delays itself only. A lane whose last attempt ran out of time is *hanging*: until it
-answers again it may hold one of the slots that everybody shares, not more. Best effort means: quick retries
+take turns, so a busy host delays itself only. A lane whose last attempt ran out of time is *hanging*: until it answers
+again it may hold one of the slots that everybody shares, not more. Best effort means: quick retries
 (protocol/retry.py) until the fan-out's deadline, then failed.
+
+This is the hot path: a delivery is one small object and no task; what deliveries of a message have in common is
+prepared once (protocol/delivery_heads.py); a large fan-out is fed to the lanes in slices, so that it does not hold up
+a small one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from os import urandom
 
 from httppubsubclient.bodies import Body
-from httppubsubclient.protocol.credentials import Credentials, sign_delivery
-from httppubsubclient.protocol.messages import Notification, delivery_headers
+from httppubsubclient.protocol.credentials import Credentials
+from httppubsubclient.protocol.delivery_heads import NONCE_PREFIX_BYTES, DeliveryHeads
+from httppubsubclient.protocol.errors import PubSubError
+from httppubsubclient.protocol.messages import Notification
 from httppubsubclient.protocol.retry import Verdict, quick_retry_delay, retry_after_seconds, verdict
-from httppubsubclient.protocol.signatures import content_digest
 from httppubsubserver.config import ServerConfig
-from httppubsubserver.delivery.outbound import AttemptFailed, Outbound
+from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post
 from httppubsubserver.directory import Target
 
 __all__ = ["Dispatcher", "Fanout"]
@@ -31,21 +35,52 @@ _LOG = logging.getLogger("httppubsub.server.delivery")
 _MAX_HANGING = 10_000
 """How many hanging origins are remembered; beyond it the oldest is given the benefit of the doubt."""
 
+_SLICE = 200
+"""How many deliveries of a message are put into their lanes before others get a turn."""
+
 
 class Fanout:
     """One message and its deliveries. Owns the body and closes it when nothing is under way any more."""
 
-    def __init__(self, notification: Notification, body: Body, matched: int, on_done: Callable[[Fanout], None]) -> None:
+    __slots__ = (
+        "_on_done",
+        "body",
+        "bytes_in_memory",
+        "deadline",
+        "done",
+        "failed",
+        "heads",
+        "matched",
+        "notification",
+        "notified",
+        "over",
+        "posts",
+        "targets",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        notification: Notification,
+        body: Body,
+        targets: list[Target],
+        deadline: float,
+        on_done: Callable[[Fanout], None],
+    ) -> None:
         self.notification = notification
         self.body = body
         self.bytes_in_memory = 0 if body.data is None else body.size
-        self.digest = content_digest(body.sha256)
-        self.matched = matched
+        self.targets = targets
+        """Those that are not in a lane yet, the next one last."""
+        self.matched = len(targets)
+        self.deadline = deadline
         self.notified = 0
         self.failed = 0
-        self.attempts: set[asyncio.Task[None]] = set()
+        self.posts: dict[_Delivery, Post] = {}
+        self.heads: DeliveryHeads | None = None
         self.done = asyncio.Event()
-        self.over = matched == 0
+        self.over = self.matched == 0
+        self.timer: asyncio.TimerHandle | None = None
         self._on_done = on_done
 
     @property
@@ -63,35 +98,32 @@ class Fanout:
             self.failed += 1
         self.close_when_over()
 
-    def give_up(self) -> None:
-        """Fail whatever is not settled yet and stop the attempts under way."""
-        if self.over:
-            return
-        self.failed += self.pending
-        for attempt in self.attempts:
-            attempt.cancel()
-        self.close_when_over()
-
-    def attempt_ended(self, attempt: asyncio.Task[None]) -> None:
-        """Forget a task; the last one frees the body."""
-        self.attempts.discard(attempt)
-        self.close_when_over()
-
     def close_when_over(self) -> None:
         """Free the body and report, once, when everything is settled and no attempt reads it any more."""
         self.over = self.pending == 0
-        if self.over and not self.attempts and not self.done.is_set():
+        if self.over and not self.posts and not self.done.is_set():
             self.body.close()
             self.done.set()
             self._on_done(self)
 
 
-@dataclass(slots=True)
 class _Delivery:
-    fanout: Fanout
-    target: Target
-    deadline: float
-    attempt: int = 1
+    """One message for one subscription, at its present attempt."""
+
+    __slots__ = ("_finished", "attempt", "fanout", "lane", "target")
+
+    def __init__(
+        self, fanout: Fanout, target: Target, finished: Callable[[_Delivery, Answer | AttemptFailed], None]
+    ) -> None:
+        self.fanout = fanout
+        self.target = target
+        self.attempt = 1
+        self.lane: _Lane | None = None
+        self._finished = finished
+
+    def finished(self, outcome: Answer | AttemptFailed) -> None:
+        """What the outbound calls when the attempt is decided."""
+        self._finished(self, outcome)
 
 
 class _Lane:
@@ -130,14 +162,17 @@ class Dispatcher:
         self._gone = gone
         self._clock = clock
         self._random = random
+        self._loop = asyncio.get_running_loop()
+        self._fanouts: dict[Fanout, None] = {}
+        self._unfed: deque[Fanout] = deque()
         self._lanes: dict[str, _Lane] = {}
         self._runnable: deque[_Lane] = deque()
+        self._hanging: dict[str, None] = {}
         self._in_flight = 0
+        self._pumping = False
         self._retrying: dict[asyncio.TimerHandle, _Delivery] = {}
         self._draining = False
-        self._fanouts: dict[Fanout, asyncio.TimerHandle] = {}
         self.bytes_in_memory = 0
-        self._hanging: dict[str, None] = {}
 
     @property
     def running(self) -> int:
@@ -145,26 +180,30 @@ class Dispatcher:
         return len(self._fanouts)
 
     def start(self, notification: Notification, body: Body, targets: list[Target]) -> Fanout:
-        """Begin to deliver to all of `targets`. The body belongs to the fan-out from here on."""
-        fanout = Fanout(notification, body, len(targets), self._finished)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._extended(self._config.notify_timeout_seconds, body)
+        """Begin to deliver to all of `targets`, which is used up. The body belongs to the fan-out from here on."""
+        deadline = self._loop.time() + self._extended(self._config.notify_timeout_seconds, body)
+        fanout = Fanout(notification, body, targets, deadline, self._ended)
+        self._fanouts[fanout] = None
         self.bytes_in_memory += fanout.bytes_in_memory
-        self._fanouts[fanout] = loop.call_at(deadline, fanout.give_up)
         if not targets:
             fanout.close_when_over()
-        for target in targets:
-            self._enqueue(_Delivery(fanout, target, deadline))
-        self._pump()
+            return fanout
+        fanout.timer = self._loop.call_at(deadline, self._give_up, fanout)
+        if not self._unfed:
+            self._feed_slice(fanout)
+        if fanout.targets:
+            if not self._unfed:
+                self._loop.call_soon(self._feed)
+            self._unfed.append(fanout)
         return fanout
 
     def start_draining(self) -> None:
         """No more retries: what waits for one has failed. Attempts under way go on to their own deadlines."""
         self._draining = True
-        for timer, delivery in self._retrying.items():
+        retrying, self._retrying = self._retrying, {}
+        for timer, delivery in retrying.items():
             timer.cancel()
             delivery.fanout.settle(accepted=False)
-        self._retrying.clear()
 
     async def drained(self) -> None:
         """Wait until no fan-out is under way."""
@@ -174,15 +213,25 @@ class Dispatcher:
     async def abort(self) -> None:
         """Give up everything that is under way, now."""
         for fanout in list(self._fanouts):
-            fanout.give_up()
+            self._give_up(fanout)
         await self.drained()
 
-    def _finished(self, fanout: Fanout) -> None:
-        self.bytes_in_memory -= fanout.bytes_in_memory
-        self._fanouts.pop(fanout).cancel()
+    # -- from the message to the lanes --------------------------------------------------------------------------
 
-    def _extended(self, seconds: float, body: Body) -> float:
-        return seconds + body.size / self._config.min_bytes_per_second
+    def _feed(self) -> None:
+        """One slice of the next large fan-out; again in the next turn of the event loop while there are any."""
+        fanout = self._unfed.popleft()
+        self._feed_slice(fanout)
+        if fanout.targets:
+            self._unfed.append(fanout)
+        if self._unfed:
+            self._loop.call_soon(self._feed)
+
+    def _feed_slice(self, fanout: Fanout) -> None:
+        targets = fanout.targets
+        for _ in range(min(_SLICE, len(targets))):
+            self._enqueue(_Delivery(fanout, targets.pop(), self._finished))
+        self._pump()
 
     def _enqueue(self, delivery: _Delivery) -> None:
         origin = delivery.target.callback.origin
@@ -194,72 +243,107 @@ class Dispatcher:
             if len(lane.waiting) >= self._config.max_waiting_per_host:
                 self._failed(delivery, "too many deliveries wait for this host")
                 return
+        delivery.lane = lane
         lane.waiting.append(delivery)
-        self._mark_runnable(lane)
+        if not lane.runnable:
+            self._mark_runnable(lane)
+
+    # -- from the lanes to the wire -----------------------------------------------------------------------------
 
     def _mark_runnable(self, lane: _Lane) -> None:
-        limit = 1 if lane.origin in self._hanging else self._config.max_in_flight_per_host
-        if lane.waiting and lane.in_flight < limit and not lane.runnable:
-            lane.runnable = True
-            self._runnable.append(lane)
-        elif not lane.waiting and not lane.in_flight:
+        if lane.waiting:
+            limit = 1 if lane.origin in self._hanging else self._config.max_in_flight_per_host
+            if lane.in_flight < limit and not lane.runnable:
+                lane.runnable = True
+                self._runnable.append(lane)
+        elif not lane.in_flight:
             self._lanes.pop(lane.origin, None)
 
     def _pump(self) -> None:
         """Start attempts while there are free slots, one of each lane in turn."""
-        while self._runnable and self._in_flight < self._config.max_in_flight:
-            lane = self._runnable.popleft()
+        if self._pumping:
+            return
+        self._pumping = True
+        runnable, most = self._runnable, self._config.max_in_flight
+        while runnable and self._in_flight < most:
+            lane = runnable.popleft()
             lane.runnable = False
-            lane.drop_settled()
-            if lane.waiting:
-                self._begin(lane, lane.waiting.popleft())
+            while lane.waiting:
+                delivery = lane.waiting.popleft()
+                if not delivery.fanout.over:
+                    self._begin(lane, delivery)
+                    break
             self._mark_runnable(lane)
+        self._pumping = False
 
     def _begin(self, lane: _Lane, delivery: _Delivery) -> None:
-        if delivery.fanout.over:
+        fanout = delivery.fanout
+        try:
+            head = self._head(delivery)
+        except PubSubError as error:
+            # No key may be used now: nothing that a receiver would take can be sent.
+            self._failed(delivery, error.code)
             return
+        deadline = self._loop.time() + self._extended(self._config.attempt_timeout_seconds, fanout.body)
         self._in_flight += 1
         lane.in_flight += 1
-        attempt = asyncio.get_running_loop().create_task(self._attempt(lane, delivery))
-        delivery.fanout.attempts.add(attempt)
-        attempt.add_done_callback(lambda task: self._ended(lane, delivery, task))
+        fanout.posts[delivery] = self._outbound.post(
+            delivery.target.callback, head, fanout.body, deadline=deadline, done=delivery.finished
+        )
 
-    def _ended(self, lane: _Lane, delivery: _Delivery, attempt: asyncio.Task[None]) -> None:
-        self._in_flight -= 1
-        lane.in_flight -= 1
-        if not attempt.cancelled() and (error := attempt.exception()) is not None:
-            # Whatever went wrong here, the publisher must not wait for it.
-            _LOG.error("an attempt ended with an unexpected error", exc_info=error)
-            delivery.fanout.settle(accepted=False)
-        delivery.fanout.attempt_ended(attempt)
+    def _head(self, delivery: _Delivery) -> bytes:
+        fanout, target, now = delivery.fanout, delivery.target, int(self._clock())
+        heads = fanout.heads
+        if heads is None or heads.now != now or delivery.attempt > 1:
+            heads = DeliveryHeads(
+                self._credentials,
+                fanout.notification,
+                attempt=delivery.attempt,
+                now=now,
+                nonce_prefix=urandom(NONCE_PREFIX_BYTES),
+            )
+            if delivery.attempt == 1:
+                fanout.heads = heads
+        return heads.lines(target.subscription.id, target.lines)
+
+    def _extended(self, seconds: float, body: Body) -> float:
+        return seconds + body.size / self._config.min_bytes_per_second
+
+    # -- from the answer to the counts --------------------------------------------------------------------------
+
+    def _finished(self, delivery: _Delivery, outcome: Answer | AttemptFailed) -> None:
+        lane = delivery.lane
+        assert lane is not None
+        del delivery.fanout.posts[delivery]
+        self._leave(lane)
+        if isinstance(outcome, AttemptFailed):
+            self._note_hanging(lane.origin, outcome.hanging)
+            if outcome.again:
+                self._retry(delivery, outcome.reason, None)
+            else:
+                self._failed(delivery, outcome.reason)
+        else:
+            if self._hanging:
+                self._note_hanging(lane.origin, False)
+            self._answered(delivery, outcome)
         self._mark_runnable(lane)
         self._pump()
 
-    async def _attempt(self, lane: _Lane, delivery: _Delivery) -> None:
-        fanout, target = delivery.fanout, delivery.target
-        timeout = self._extended(self._config.attempt_timeout_seconds, fanout.body)
-        try:
-            answer = await self._outbound.post(
-                target.callback, self._headers(delivery), fanout.body, timeout_seconds=timeout
-            )
-        except AttemptFailed as failure:
-            self._note_hanging(lane.origin, failure.hanging)
-            if failure.again:
-                self._retry(delivery, failure.reason, None)
-            else:
-                self._failed(delivery, failure.reason)
-            return
-        self._note_hanging(lane.origin, False)
+    def _answered(self, delivery: _Delivery, answer: Answer) -> None:
         meaning = verdict(answer.status)
         if meaning is Verdict.ACCEPTED:
-            fanout.settle(accepted=True)
+            delivery.fanout.settle(accepted=True)
         elif meaning is Verdict.AGAIN:
             after = retry_after_seconds(answer.retry_after, self._clock())
             self._retry(delivery, f"status {answer.status}", after)
         else:
             if meaning is Verdict.GONE:
-                self._gone(target.subscription.id)
+                self._gone(delivery.target.subscription.id)
             self._failed(delivery, f"status {answer.status}")
+
+    def _leave(self, lane: _Lane) -> None:
+        self._in_flight -= 1
+        lane.in_flight -= 1
 
     def _note_hanging(self, origin: str, hanging: bool) -> None:
         self._hanging.pop(origin, None)
@@ -268,29 +352,15 @@ class Dispatcher:
             if len(self._hanging) > _MAX_HANGING:
                 del self._hanging[next(iter(self._hanging))]
 
-    def _headers(self, delivery: _Delivery) -> dict[str, str]:
-        fanout, target = delivery.fanout, delivery.target
-        now = int(self._clock())
-        headers = delivery_headers(
-            fanout.notification,
-            target.subscription.id,
-            attempt=delivery.attempt,
-            timestamp=now,
-            fragment=target.callback.fragment,
-        )
-        headers["content-digest"] = fanout.digest
-        headers.update(sign_delivery(self._credentials, headers=headers, now=now, nonce=secrets.token_urlsafe(16)))
-        return headers
-
     def _retry(self, delivery: _Delivery, reason: str, retry_after: float | None) -> None:
         """Schedule the next attempt when there is one that begins before the deadline."""
+        fanout = delivery.fanout
         delay = quick_retry_delay(delivery.attempt, self._random(), retry_after)
-        loop = asyncio.get_running_loop()
-        if delay is None or self._draining or delivery.fanout.over or loop.time() + delay >= delivery.deadline:
+        if delay is None or self._draining or fanout.over or self._loop.time() + delay >= fanout.deadline:
             self._failed(delivery, reason)
             return
         delivery.attempt += 1
-        timer: asyncio.TimerHandle = loop.call_later(delay, lambda: self._due(timer))
+        timer: asyncio.TimerHandle = self._loop.call_later(delay, lambda: self._due(timer))
         self._retrying[timer] = delivery
 
     def _due(self, timer: asyncio.TimerHandle) -> None:
@@ -308,3 +378,24 @@ class Dispatcher:
             reason,
         )
         delivery.fanout.settle(accepted=False)
+
+    def _give_up(self, fanout: Fanout) -> None:
+        """Fail whatever is not settled yet and stop the attempts under way."""
+        fanout.failed += fanout.pending
+        fanout.targets.clear()
+        posts, fanout.posts = fanout.posts, {}
+        for delivery, post in posts.items():
+            post.cancel()
+            assert delivery.lane is not None
+            self._leave(delivery.lane)
+        fanout.close_when_over()
+        for delivery in posts:
+            assert delivery.lane is not None
+            self._mark_runnable(delivery.lane)
+        self._pump()
+
+    def _ended(self, fanout: Fanout) -> None:
+        del self._fanouts[fanout]
+        self.bytes_in_memory -= fanout.bytes_in_memory
+        if fanout.timer is not None:
+            fanout.timer.cancel()

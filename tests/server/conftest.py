@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +48,16 @@ class ScriptedOutbound:
     most_in_flight: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def post(
-        self, callback: CallbackUrl, headers: Mapping[str, str], body: Body, *, timeout_seconds: float
-    ) -> Answer:
-        post = Post(callback.request_url, dict(headers), b"".join([chunk async for chunk in body.chunks()]))
+    def post(
+        self, callback: CallbackUrl, head: bytes, body: Body, *, deadline: float, done: Callable[[Reply], None]
+    ) -> asyncio.Task[None]:
+        headers = dict(line.split(": ", 1) for line in head.decode("ascii").split("\r\n")[:-1])
+        return asyncio.create_task(self._attempt(callback, headers, body, done))
+
+    async def _attempt(
+        self, callback: CallbackUrl, headers: dict[str, str], body: Body, done: Callable[[Answer | AttemptFailed], None]
+    ) -> None:
+        post = Post(callback.request_url, headers, b"".join([chunk async for chunk in body.chunks()]))
         self.posts.append(post)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -62,9 +68,7 @@ class ScriptedOutbound:
         finally:
             self.in_flight -= 1
             self.changed.set()
-        if isinstance(reply, AttemptFailed):
-            raise reply
-        return reply if isinstance(reply, Answer) else Answer(reply, None)
+        done(Answer(reply, None) if isinstance(reply, int) else reply)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` holds; it is looked at after every change here."""

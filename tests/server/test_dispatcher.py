@@ -176,19 +176,6 @@ async def test_the_deadline_of_a_notify_fails_what_is_not_confirmed(
     await outbound.until(lambda: outbound.in_flight == 0)
 
 
-async def test_an_unexpected_error_in_an_attempt_counts_as_failed(
-    open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
-) -> None:
-    broadcaster = await open_broadcaster()
-    await subscribe(broadcaster, url(2000), b"t")
-
-    async def broken(_: object) -> int:
-        raise RuntimeError("a bug")
-
-    outbound.scripts[url(2000)] = broken
-    assert (await broadcaster.notify(b"t", b"x")).failed == 1
-
-
 async def test_draining_refuses_new_notifies_and_finishes_running_ones(
     open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
 ) -> None:

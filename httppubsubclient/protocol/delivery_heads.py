@@ -1,0 +1,114 @@
+"""The header lines of one message's deliveries, with everything that they have in common prepared once.
+
+What stands here says in bytes what `messages.delivery_headers` and `credentials.sign_delivery` say one by one; tests
+hold them against each other. Per delivery there is one HMAC over the part of the signature base that differs:
+
+| signature base (RFC 9421 section 2.5)                                    | the same for           |
+|--------------------------------------------------------------------------|------------------------|
+| `"@method"`, `"content-digest"`, `"pubsub-topic"`                        | all deliveries         |
+| `"pubsub-subscription"`                                                  | one subscription       |
+| `"pubsub-attempt"`, `"webhook-id"`, `"@signature-params"` up to the nonce | all, within one second |
+| the nonce                                                                | nobody                 |
+| `keyid`, `alg`                                                           | all deliveries         |
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from typing import Final
+
+from cryptography.hazmat.primitives.hmac import HMAC
+
+from httppubsubclient.protocol.keys import Credentials
+from httppubsubclient.protocol.messages import Notification, Subscription, delivery_headers
+from httppubsubclient.protocol.signatures import (
+    ALGORITHM,
+    DELIVERY,
+    LABEL,
+    component_list,
+    content_digest,
+    prepared_mac,
+)
+
+__all__ = ["NONCE_PREFIX_BYTES", "DeliveryHeads", "subscription_lines"]
+
+NONCE_PREFIX_BYTES: Final = 12
+"""Random bytes in front of a 32-bit counter: together the nonce of a delivery."""
+
+_COVERED: Final = ("@method", "content-digest", "pubsub-topic", "pubsub-subscription", "pubsub-attempt", "webhook-id")
+assert DELIVERY.always == _COVERED, "the base below is written in the order of the profile"
+
+
+def subscription_lines(subscription: Subscription, fragment: str | None) -> bytes:
+    """The header lines that depend on the subscription alone."""
+    lines = f"pubsub-subscription: {subscription.id}\r\n"
+    if fragment is not None:
+        lines += f"pubsub-fragment: {fragment}\r\n"
+    return lines.encode("ascii")
+
+
+class DeliveryHeads:
+    """Makes the header lines of one message for one attempt number within one second.
+
+    `now` in Unix seconds; `nonce_prefix` are `NONCE_PREFIX_BYTES` random bytes that no other object was given.
+    Raises `ConfigurationError` when no key may be used now.
+    """
+
+    __slots__ = (
+        "_base_end",
+        "_base_middle",
+        "_common",
+        "_count",
+        "_input_end",
+        "_input_start",
+        "_mac",
+        "_nonce",
+        "now",
+    )
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        notification: Notification,
+        *,
+        attempt: int,
+        now: int,
+        nonce_prefix: bytes,
+    ) -> None:
+        self.now = now
+        digest = content_digest(notification.sha256)
+        headers = delivery_headers(notification, "", attempt=attempt, timestamp=now, fragment=None)
+        del headers["pubsub-subscription"]
+        headers["content-digest"] = digest
+        self._mac: HMAC | None = None
+        self._count = 0
+        self._nonce = nonce_prefix.hex().encode("ascii")
+        if credentials.type == "token":
+            headers["authorization"] = f"Bearer {credentials.signing_key(now).secret.decode('ascii')}"
+        elif credentials.type == "hmac":
+            key = credentials.signing_key(now)
+            start = f'{component_list(_COVERED)};created={now};nonce="'
+            end = f'";keyid="{key.id}";alg="{ALGORITHM}"'
+            self._mac = prepared_mac(key.secret).copy()
+            self._mac.update(
+                f'"@method": POST\n"content-digest": {digest}\n"pubsub-topic": {headers["pubsub-topic"]}\n'
+                '"pubsub-subscription": '.encode("ascii")
+            )
+            self._base_middle = (
+                f'\n"pubsub-attempt": {attempt}\n"webhook-id": {notification.message_id}\n"@signature-params": {start}'
+            ).encode("ascii")
+            self._base_end = end.encode("ascii")
+            self._input_start = f"signature-input: {LABEL}={start}".encode("ascii")
+            self._input_end = f"{end}\r\nsignature: {LABEL}=:".encode("ascii")
+        self._common = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
+
+    def lines(self, subscription_id: str, subscription: bytes) -> bytes:
+        """All header lines of one delivery; `subscription` are its `subscription_lines`."""
+        if self._mac is None:
+            return self._common + subscription
+        self._count += 1
+        nonce = b"%s%08x" % (self._nonce, self._count)
+        mac = self._mac.copy()
+        mac.update(b"%s%s%s%s" % (subscription_id.encode("ascii"), self._base_middle, nonce, self._base_end))
+        signature = b2a_base64(mac.finalize(), newline=False)
+        return b"".join((self._common, subscription, self._input_start, nonce, self._input_end, signature, b":\r\n"))

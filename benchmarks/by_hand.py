@@ -26,7 +26,7 @@ post: Post
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     global post
     if library == "httpx":
-        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1000)) as client:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1000), timeout=60) as client:
 
             async def with_httpx(url: str, data: bytes) -> int:
                 return (await client.post(url, content=data)).status_code

@@ -107,11 +107,15 @@ class BodyWriter:
         self._sha256 = hashlib.sha256()
         self.size = 0
 
+    def expect(self, size: int) -> None:
+        """Raises `TooLarge` when a body of `size` bytes would be refused."""
+        if size > self.max_bytes:
+            raise TooLarge(f"the body is larger than {self.max_bytes} bytes")
+
     async def write(self, chunk: bytes) -> None:
         """Append. Raises `TooLarge` as soon as the body is beyond `max_bytes`."""
         self.size += len(chunk)
-        if self.size > self.max_bytes:
-            raise TooLarge(f"the body is larger than {self.max_bytes} bytes")
+        self.expect(self.size)
         self._pieces.append(chunk)
         self._pending += len(chunk)
         if self._fd is None and self.size > self._spool_bytes:

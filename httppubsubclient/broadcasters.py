@@ -316,6 +316,8 @@ def _what_failed(error: Exception, seconds: float) -> str:
         return "did not accept a connection in time"
     if isinstance(error, httpx.ConnectError):
         return f"is not reachable ({error})"
+    if isinstance(error, (httpx.ReadError, httpx.WriteError)):
+        return "closed the connection; a body above its max_body_bytes is one reason to do so"
     return f"broke off ({type(error).__name__}: {error})"
 
 

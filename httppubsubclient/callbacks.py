@@ -1,6 +1,7 @@
 """`client.on("foo/*", fn)`: a subscription whose messages go to a function, one after the other, in order.
 
-Three ways to use what `on` returns: leave it (the subscription is made in the background, and a failure is logged),
+Three ways to use what `on` returns: leave it (the subscription is made in the background; a failure is logged, and
+while no broadcaster can be reached it is tried again),
 await it (it is confirmed now, or the failure is raised), or enter it with `async with` (which unsubscribes at the end).
 Without a function it is a decorator.
 """
@@ -10,16 +11,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import random
 from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from httppubsubclient.broadcasters import BroadcastersUnavailable
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.protocol.retry import backoff_delay
 from httppubsubclient.subscriptions import Message, Subscription
 
 __all__ = ["Callback"]
 
 logger = logging.getLogger(__name__)
+
+_MAX_PAUSE_SECONDS = 30.0
+"""Between two attempts to subscribe while no broadcaster can be reached."""
 
 F = TypeVar("F", bound=Callable[[Message], Any])
 
@@ -46,6 +53,7 @@ class Callback:
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
         self._confirmed: asyncio.Future[None] | None = None
+        self._subscribed = False
         if function is not None and is_running():
             self.start()
 
@@ -77,8 +85,18 @@ class Callback:
             if self._function is None:
                 raise TypeError(f"client.on({self.pattern}) got no function: pass one, or use it as a decorator")
             raise RuntimeError("enter the client first: async with client")
-        await asyncio.shield(self._confirmed)
+        try:
+            await asyncio.shield(self._confirmed)
+        except BroadcastersUnavailable:
+            await self.stop()  # whoever waits for it decides what to do next
+            raise
         return self
+
+    async def first_outcome(self) -> Exception | None:
+        """Why the first attempt to subscribe failed, None when it did not. Further attempts may be under way."""
+        assert self._confirmed is not None, "it was started"
+        await asyncio.wait({self._confirmed})
+        return cast("Exception | None", self._confirmed.exception())
 
     async def stop(self) -> None:
         """Unsubscribe and end. The call that is running may finish, within `leave_timeout_seconds`. Idempotent."""
@@ -91,8 +109,9 @@ class Callback:
         self._task = self._subscription = self._confirmed = None
         if task is None or subscription is None or confirmed is None:
             return
-        if not confirmed.done():
+        if not self._subscribed:
             task.cancel()
+        self._subscribed = False
         await subscription.leave()
         if task is asyncio.current_task():
             return  # stopped by its own function: the loop ends when that returns
@@ -113,14 +132,35 @@ class Callback:
     async def _run(
         self, subscription: Subscription, confirmed: asyncio.Future[None], function: Callable[[Message], Any]
     ) -> None:
-        try:
-            await subscription.__aenter__()
-        except Exception as error:
-            logger.error("the callback for %s could not subscribe: %s", self.pattern, error)  # noqa: TRY400 - raised when awaited
-            confirmed.set_exception(error)
-            confirmed.exception()  # it counts as seen: it was logged
-            return
-        confirmed.set_result(None)
+        failures = 0
+        while True:
+            try:
+                await subscription.__aenter__()
+                break
+            except Exception as error:
+                if not confirmed.done():
+                    confirmed.set_exception(error)
+                    confirmed.exception()  # it counts as seen: it is logged
+                if not isinstance(error, BroadcastersUnavailable):
+                    logger.error("the callback for %s could not subscribe: %s", self.pattern, error)  # noqa: TRY400 - raised when awaited
+                    return
+                failures += 1
+                pause = backoff_delay(
+                    failures,
+                    random.random(),  # noqa: S311 - spreads load, protects nothing
+                    base_seconds=1.0,
+                    max_seconds=_MAX_PAUSE_SECONDS,
+                )
+                logger.warning(
+                    "the callback for %s is not subscribed yet; again in %.1f s: %s", self.pattern, pause, error
+                )
+                await asyncio.sleep(pause)
+                subscription = self._subscription = self._subscribe(self.pattern)
+        if failures:
+            logger.warning("the callback for %s is subscribed now", self.pattern)
+        if not confirmed.done():
+            confirmed.set_result(None)
+        self._subscribed = True
         try:
             async for message in subscription:
                 await self._call(function, message)

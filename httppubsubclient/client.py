@@ -149,11 +149,17 @@ class HttpPubSubClient:
                 stack.push_async_callback(self._pause_callbacks)
                 for callback in self._callbacks:
                     callback.start()
-                await asyncio.gather(*(callback.confirmed() for callback in self._callbacks))
+                await self._confirm_callbacks()
             except BaseException:
                 self._life = None
                 raise
             self._life = _Life(broadcasters, registrations, stack.pop_all())
+
+    async def _confirm_callbacks(self) -> None:
+        """Raises what is wrong with a callback; broadcasters that are away are tried again in the background."""
+        for failure in await asyncio.gather(*(callback.first_outcome() for callback in self._callbacks)):
+            if failure is not None and not isinstance(failure, BroadcastersUnavailable):
+                raise failure
 
     async def _bind(self, stack: AsyncExitStack) -> int | None:
         """Listen, or let the application do it; the port if it is ours."""

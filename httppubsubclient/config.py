@@ -96,7 +96,7 @@ class HttpPubSubConfig:
     """A large body extends the deadline of its notify by its size divided by this, once in and once out."""
     leave_timeout_seconds: float = 5.0
     """How long leaving a subscription, a callback or the client waits for the broadcasters."""
-    lease_seconds: int = 3600
+    lease_seconds: int = 600
     """How long the broadcasters keep our subscriptions when we die; renewed at a third of it."""
 
     buffer_messages: int = 1024

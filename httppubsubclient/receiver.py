@@ -23,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager
@@ -69,6 +70,9 @@ _MIN_BYTES_PER_SECOND = 1024
 
 _RETRY_AFTER_SECONDS = 1
 
+_WARN_EVERY_SECONDS = 10.0
+"""Refused deliveries of one kind are warned about so often; the others are told at level INFO."""
+
 
 class _Disconnected(Exception):
     """The other side went away before its request was complete."""
@@ -96,6 +100,7 @@ class Receiver:
         self._fragment = fragment
         self._limits = limits
         self._replays = ReplayWindow(limits.max_remembered_nonces)
+        self._warned: dict[str, float] = {}
         # Bodies that are arriving: bounded like those that wait, because they are not yet counted there.
         self._arriving = Room(limits.buffer)
 
@@ -106,13 +111,22 @@ class Receiver:
         except _Disconnected:
             return
         except PubSubError as error:
-            logger.info("answered a delivery with %d: %s", wire_of(error).status, error.detail)
+            self._report(error)
             await _answer(send, error)
         except Exception:
             logger.exception("a delivery failed")
             await _answer(send, PubSubError("the receiver failed; its log says why"))
         else:
             await _answer(send, None)
+
+    def _report(self, error: PubSubError) -> None:
+        """Say why a delivery was refused: a wrong secret shows nowhere else. One warning of a kind now and then."""
+        status, now = wire_of(error).status, time.monotonic()
+        level = logging.INFO
+        if status not in (410, 503) and now - self._warned.get(error.code, -math.inf) > _WARN_EVERY_SECONDS:
+            self._warned[error.code] = now
+            level = logging.WARNING
+        logger.log(level, "answered a delivery with %d: %s", status, error.detail)
 
     async def _receive(self, scope: Scope, receive: Receive) -> None:
         headers = parse_headers(scope["headers"])

@@ -13,7 +13,7 @@ subscription, only when no call is under way and we are certain: the broadcaster
 subscribe has reached us.
 
 Leases are renewed at a third of their length by a PUT with If-Match, so that somebody else who uses the same URL is
-noticed.
+noticed. The last to leave removes what is left by such a PUT, too: what another process has taken over stays.
 """
 
 from __future__ import annotations
@@ -213,7 +213,9 @@ class Registrations:
         if not self._touched and not self._wanted and not renew:
             return  # nothing of ours is there to be taken back
         try:
-            if not self._certain or renew or len(missing) + len(extra) > 1:
+            if not self._wanted and self._certain and self._etag is not None:
+                await self._leave_what_is_ours(deadline)
+            elif not self._certain or renew or len(missing) + len(extra) > 1:
                 try:
                     await self._put(list(self._wanted), deadline)
                 except PubSubError as error:
@@ -276,6 +278,22 @@ class Registrations:
         self._renew_at = None
         self._note_leases(kept)
 
+    async def _leave_what_is_ours(self, deadline: float) -> None:
+        """Remove everything, unless another process with this URL has changed it since: then it took it over, as the
+        new one of a rolling restart does, and it stays."""
+        query = f"url={quote(self.url, safe='')}"
+        headers = {"if-match": self._etag or ""}
+        try:
+            answer = await self._call("PUT", PATH, deadline, query=query, headers=headers, fields={"subscriptions": []})
+        except PreconditionFailed as error:
+            logger.info("another process has taken over the subscriptions of %s; they stay", self.url)
+            self._etag = error.etag
+        else:
+            self._etag = answer.headers.get("etag")
+        self._confirmed.clear()
+        self._patterns_by_id.clear()
+        self._renew_at = None
+
     async def _post(self, pattern: Pattern, deadline: float) -> None:
         fields = {
             "url": self.url,
@@ -287,7 +305,7 @@ class Registrations:
         kept = _subscription(answer, answer.fields())
         self._confirmed[pattern] = kept.id
         self._patterns_by_id[kept.id] = pattern
-        self._etag = None
+        self._etag = answer.headers.get("etag")
         self._note_leases([kept])
 
     async def _delete(self, pattern: Pattern, deadline: float) -> None:

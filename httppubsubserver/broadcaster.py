@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.protocol.credentials import Secrets
-from httppubsubclient.protocol.errors import ConfigurationError, NotFound, PubSubError, Unavailable
+from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest, NotFound, PubSubError, Unavailable
 from httppubsubclient.protocol.messages import (
     DEFAULT_CONTENT_TYPE,
     Notification,
@@ -127,7 +127,8 @@ class Broadcaster:
         Once this returns, every later notify sees it, in whichever process of the same database.
         """
         subscription, created = await self.store.subscribe(request, now=self.now())
-        _LOG.info("%s %s", "subscribed" if created else "renewed", subscription.id)
+        if created:
+            _LOG.info("subscribed %s to %s", subscription.id, subscription.pattern)
         return subscription, created
 
     async def unsubscribe(self, subscription_id: str) -> None:
@@ -155,7 +156,9 @@ class Broadcaster:
         self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None = None
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
-        return await self.store.replace(url, requests, if_match=if_match, now=self.now())
+        kept, etag = await self.store.replace(url, requests, if_match=if_match, now=self.now())
+        _LOG.info("a callback has %d subscriptions now: %s", len(kept), ", ".join(one.id for one in kept[:10]))
+        return kept, etag
 
     # -- notify ---------------------------------------------------------------------------------------------------
 
@@ -176,7 +179,11 @@ class Broadcaster:
         `idempotency_key` the message is sent once, and everybody who comes with the same key and the same message
         gets the same result. Raises `InvalidTopic`, `InvalidRequest`, `Conflict`, `Unavailable`.
         """
-        body = data if isinstance(data, Body) else Body.of(data)
+        if not isinstance(data, Body):
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise InvalidRequest(f"a message is bytes, not {type(data).__name__}: encode it first")
+            data = Body.of(bytes(data))
+        body = data
         try:
             self.check_accepting()
             notification = Notification(

@@ -34,6 +34,11 @@ class Target:
     lines: bytes
     """protocol/delivery_heads.subscription_lines"""
 
+    @property
+    def shown_url(self) -> str:
+        """Where it is, for the log: without the query, which may hold a secret of the subscriber's."""
+        return f"{self.callback.origin}{self.callback.target.partition('?')[0]}"
+
 
 class Directory:
     """Answers which subscriptions a topic matches, as of the moment it is asked."""

@@ -100,7 +100,12 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         status_code=201,
         response_model=SubscriptionAnswer,
         responses={
-            200: {"model": SubscriptionAnswer, "description": "It was there already; its lease is renewed."},
+            200: {
+                "model": SubscriptionAnswer,
+                "description": "It was there already; its lease is renewed.",
+                **LIST_HEADERS,
+            },
+            201: LIST_HEADERS,
             **problems(400, 401, 408, 413, 415, 422, 503),
         },
         openapi_extra=json_body(SubscribeFields),
@@ -114,7 +119,8 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         fields = await incoming.json(SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
         wanted = _subscribe_request(broadcaster, parse_callback_url(fields.url).name, fields)
         subscription, created = await broadcaster.subscribe(wanted)
-        return JSONResponse(subscription.to_json(), 201 if created else 200)
+        etag = await broadcaster.etag(wanted.url)
+        return JSONResponse(subscription.to_json(), 201 if created else 200, {"etag": etag})
 
     @router.get(
         "/subscriptions",

@@ -44,8 +44,7 @@ __all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer",
 
 _LOG = logging.getLogger("httppubsub.server.http")
 
-_DISCARD_SECONDS = 1.0
-_DISCARD_BYTES = 64 * 1024 * 1024
+_DISCARD_SECONDS = 10.0
 _MAX_WAIT_SECONDS = 3600
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
@@ -137,9 +136,10 @@ class Incoming:
         expected = None if digest is None else parse_content_digest(digest)
         with writer:
             length = headers.get("content-length", "0")
-            if not length.isdecimal() or int(length) > writer.max_bytes:
-                raise TooLarge(f"the body is larger than {writer.max_bytes} bytes")
+            if not length.isdecimal():
+                raise InvalidRequest("Content-Length is not a length")
             try:
+                writer.expect(int(length))
                 while (chunk := await self._chunk()) is not None:
                     await writer.write(chunk)
             except TooLarge:
@@ -179,12 +179,16 @@ class Incoming:
         return chunk
 
     async def _discard(self) -> None:
-        """Read on for a moment: closing on a sender in mid-sentence resets the connection, and it never sees why."""
-        count = 0
+        """Read on for a while: closing on a sender in mid-sentence resets the connection, and it never sees why.
+
+        Not for one that waits to be told to go on (RFC 9110 section 10.1.1): it sends nothing after this.
+        """
+        if "expect" in self.headers:
+            return
         with suppress(TimeoutError, PubSubError, Disconnected):
             async with asyncio.timeout(_DISCARD_SECONDS):
-                while count < _DISCARD_BYTES and (chunk := await self._chunk()) is not None:
-                    count += len(chunk)
+                while await self._chunk() is not None:
+                    pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ __all__ = ["Dispatcher", "Fanout"]
 
 _LOG = logging.getLogger("httppubsub.server.delivery")
 
-_MAX_HANGING = 10_000
-"""How many hanging origins are remembered; beyond it the oldest is given the benefit of the doubt."""
+_MAX_REMEMBERED = 10_000
+"""How many hanging origins, and failing subscriptions, are remembered; beyond it the oldest is forgotten."""
 
 _SLICE = 200
 """How many deliveries of a message are put into their lanes before others get a turn."""
@@ -168,6 +168,7 @@ class Dispatcher:
         self._lanes: dict[str, _Lane] = {}
         self._runnable: deque[_Lane] = deque()
         self._hanging: dict[str, None] = {}
+        self._failing: dict[str, None] = {}
         self._in_flight = 0
         self._pumping = False
         self._retrying: dict[asyncio.TimerHandle, _Delivery] = {}
@@ -332,6 +333,8 @@ class Dispatcher:
     def _answered(self, delivery: _Delivery, answer: Answer) -> None:
         meaning = verdict(answer.status)
         if meaning is Verdict.ACCEPTED:
+            if self._failing and self._failing.pop(delivery.target.subscription.id, delivery) is None:
+                _LOG.info("deliveries to %s succeed again", delivery.target.subscription.id)
             delivery.fanout.settle(accepted=True)
         elif meaning is Verdict.AGAIN:
             after = retry_after_seconds(answer.retry_after, self._clock())
@@ -349,7 +352,7 @@ class Dispatcher:
         self._hanging.pop(origin, None)
         if hanging:
             self._hanging[origin] = None
-            if len(self._hanging) > _MAX_HANGING:
+            if len(self._hanging) > _MAX_REMEMBERED:
                 del self._hanging[next(iter(self._hanging))]
 
     def _retry(self, delivery: _Delivery, reason: str, retry_after: float | None) -> None:
@@ -370,10 +373,20 @@ class Dispatcher:
             self._pump()
 
     def _failed(self, delivery: _Delivery, reason: str) -> None:
-        _LOG.info(
-            "delivery of %s to %s failed at attempt %d: %s",
+        target = delivery.target
+        subscription_id = target.subscription.id
+        # A subscriber that is away would fill the log: one warning until it takes something again.
+        level = logging.INFO if subscription_id in self._failing else logging.WARNING
+        self._failing[subscription_id] = None
+        if len(self._failing) > _MAX_REMEMBERED:
+            del self._failing[next(iter(self._failing))]
+        _LOG.log(
+            level,
+            "delivery of %s to %s (%s at %s) failed at attempt %d: %s",
             delivery.fanout.notification.message_id,
-            delivery.target.subscription.id,
+            subscription_id,
+            target.subscription.pattern,
+            target.shown_url,
             delivery.attempt,
             reason,
         )

@@ -47,6 +47,7 @@ class FakeBroadcaster:
         self.always: Behaviour | None = None
         self.lease_seconds: int | None = None
         self._ids = (f"sub_{number}" for number in itertools.count(1))
+        self._moments = itertools.count(1)
         self._nonces = itertools.count(1)
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -87,7 +88,8 @@ class FakeBroadcaster:
             case "POST", "/v1/subscriptions":
                 fields = json.loads(request.content)
                 assert fields["delivery"] == "best_effort"
-                return httpx.Response(201, json=self.keep(fields["url"], fields).to_json())
+                made = self.keep(fields["url"], fields).to_json()
+                return httpx.Response(201, json=made, headers={"etag": self.etag(fields["url"])})
             case "PUT", "/v1/subscriptions":
                 url = parse_qs(query)["url"][0]
                 if_match = request.headers.get("if-match")
@@ -113,17 +115,17 @@ class FakeBroadcaster:
 
     def keep(self, url: str, fields: Mapping[str, Any]) -> Subscription:
         pattern = pattern_from_json(fields)
-        for subscription in self.kept.values():
-            if (subscription.url, subscription.pattern) == (url, pattern):
-                return subscription
+        known = [one.id for one in self.kept.values() if (one.url, one.pattern) == (url, pattern)]
+        subscription_id = known[0] if known else next(self._ids)
         lease_seconds = self.lease_seconds or fields["lease_seconds"]
-        subscription = Subscription(next(self._ids), url, pattern, lease_seconds, YEAR_2030, YEAR_2030)
-        self.kept[subscription.id] = subscription
-        return subscription
+        # No two calls happen at the same moment, so each of them shows in the ETag.
+        expires_at = YEAR_2030 + next(self._moments)
+        self.kept[subscription_id] = Subscription(subscription_id, url, pattern, lease_seconds, YEAR_2030, expires_at)
+        return self.kept[subscription_id]
 
     def etag(self, url: str) -> str:
-        ids = ",".join(sorted(key for key, value in self.kept.items() if value.url == url))
-        return f'"{hashlib.sha256(ids.encode()).hexdigest()[:16]}"'
+        shown = ",".join(sorted(f"{one.id} {one.expires_at}" for one in self.kept.values() if one.url == url))
+        return f'"{hashlib.sha256(shown.encode()).hexdigest()[:16]}"'
 
     def patterns(self, url: str = CALLBACK) -> list[str]:
         return [str(subscription.pattern) for subscription in self.kept.values() if subscription.url == url]

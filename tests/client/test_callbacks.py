@@ -139,17 +139,52 @@ async def test_a_refused_subscription_is_raised_when_awaited_and_logged_in_any_c
     await until(lambda: "nor this one" in caplog.text)
 
 
-async def test_entering_fails_when_a_callback_cannot_be_confirmed(broadcaster: FakeBroadcaster) -> None:
-    broadcaster.always = unreachable
+async def test_entering_fails_when_a_callback_is_refused(broadcaster: FakeBroadcaster) -> None:
+    broadcaster.always = refuse(Forbidden("nobody may"))
     client = HttpPubSubClient(config(request_timeout_seconds=0.2))
     client.on("foo/*", print)
-    client.on("bar/*", print)
-    with pytest.raises(BroadcastersUnavailable):
+    with pytest.raises(Forbidden):
         async with client:
             pass
     broadcaster.always = None
     async with client:
-        assert len(broadcaster.kept) == 2
+        assert len(broadcaster.kept) == 1
+
+
+async def test_a_broadcaster_that_is_away_at_the_start_is_tried_again_in_the_background(
+    broadcaster: FakeBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httppubsubclient.callbacks._MAX_PAUSE_SECONDS", 0.01)
+    broadcaster.always = unreachable
+    client = HttpPubSubClient(config(request_timeout_seconds=0.1))
+    client.on("foo/*", print)
+    client.on("bar/*", print)
+    async with client:
+        assert broadcaster.kept == {}
+        broadcaster.always = None
+        await until(lambda: len(broadcaster.kept) == 2)
+    assert broadcaster.kept == {}
+
+
+async def test_leaving_ends_the_attempts_in_the_background(broadcaster: FakeBroadcaster) -> None:
+    broadcaster.always = unreachable
+    client = HttpPubSubClient(config(request_timeout_seconds=0.1))
+    client.on("foo/*", print)
+    before = asyncio.all_tasks()
+    async with client:
+        pass
+    assert asyncio.all_tasks() == before
+
+
+async def test_whoever_awaits_a_callback_is_told_that_the_broadcaster_is_away_and_nothing_goes_on(
+    broadcaster: FakeBroadcaster,
+) -> None:
+    async with HttpPubSubClient(config(request_timeout_seconds=0.1)) as client:
+        broadcaster.always = unreachable
+        before = asyncio.all_tasks()
+        with pytest.raises(BroadcastersUnavailable):
+            await client.on("foo/*", print)
+        assert asyncio.all_tasks() == before
 
 
 async def test_a_callback_may_stop_itself(client: HttpPubSubClient, wire: Wire, broadcaster: FakeBroadcaster) -> None:

@@ -22,6 +22,7 @@ from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed
+from tests.server.peers import Authority, Network, open_network
 
 NO_AUTH = Secrets(Credentials.none(), Credentials.none(), ())
 
@@ -101,6 +102,24 @@ class OpenBroadcaster(Protocol):
     def __call__(
         self, *, secrets: Secrets = ..., outbound: ScriptedOutbound | None = ..., **settings: Any
     ) -> Awaitable[Broadcaster]: ...
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    """A module that names `LOOP_FACTORIES` has its tests run under each of them."""
+    return getattr(getattr(item, "module", None), "LOOP_FACTORIES", None)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+async def network(authority: Authority) -> AsyncIterator[Network]:
+    async with open_network(authority) as network:
+        yield network
 
 
 @pytest.fixture

@@ -1,0 +1,278 @@
+"""What the bytes of an answer mean (RFC 9112), without any I/O; and how an attempt can end.
+
+Only three things of an answer matter here: its status, its Retry-After, and whether the connection is good for another
+request afterwards. So a head is checked whole, by one regular expression that is stricter than h11 (a test compares
+the two), and the rest is counted, not kept. Stricter where it costs nothing: a rest in doubt costs its connection, not
+the answer, which was known before.
+
+| refused, `BadAnswer`                                          | because                                             |
+|---------------------------------------------------------------|-----------------------------------------------------|
+| anything but `HTTP/1.0` and `HTTP/1.1`, no status line at all | HTTP/0.9 would make an answer of any garbage        |
+| a lone CR or LF, NUL and other controls, folded lines         | programs disagree about where the line ends         |
+| a space before the colon, a name that is no token             | likewise                                            |
+| Content-Length twice, in a list, or not a number              | programs disagree about where the answer ends       |
+| Content-Length beside Transfer-Encoding, any but `chunked`    | likewise                                            |
+| 101; more than `MAX_INTERIM_ANSWERS` others of 1xx            | nobody asked for an upgrade; there is no end to it  |
+| more than `MAX_HEAD_BYTES`, more than `MAX_HEADERS`           | memory                                              |
+
+| costs the connection                                          | because                                             |
+|---------------------------------------------------------------|-----------------------------------------------------|
+| HTTP/1.0, `Connection: close`, no length                      | the peer closes it                                  |
+| a body on 204 or 304, bytes after the answer                  | they would be read as the answer to the next request|
+| a chunk that is not `hex[;extension]CRLF data CRLF`, trailers | where it ends is in doubt, or not worth knowing     |
+| more than `max_bytes` of body                                 | reading on would serve nobody                       |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+__all__ = [
+    "MAX_HEADERS",
+    "MAX_HEAD_BYTES",
+    "MAX_INTERIM_ANSWERS",
+    "Answer",
+    "AnswerReader",
+    "AttemptFailed",
+    "BadAnswer",
+    "Reading",
+]
+
+MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 100
+MAX_INTERIM_ANSWERS: Final = 16
+_MAX_CHUNK_LINE_BYTES: Final = 256
+
+_UNTIL_CLOSE: Final = -1
+_CHUNKED: Final = -2
+
+# RFC 9112 section 4, RFC 9110 section 5.5. Possessive throughout, hence linear: no byte is looked at twice.
+_TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
+_HEAD: Final = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r\n"
+    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:" + _TEXT + rb"\r\n){0," + str(MAX_HEADERS).encode() + rb"}+\r\n"
+)
+_FIELDS: Final = re.compile(
+    rb"\r\n(content-length|transfer-encoding|connection|retry-after):[\t ]*+([^\r]*+)", re.IGNORECASE
+)
+_START: Final = b"HTTP/1."
+# What is wrong whatever follows, so that it is refused at once and not at the deadline.
+_NEVER: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_FIRST_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + _TEXT + rb")?\r\n")
+_NEXT_CHUNK: Final = re.compile(rb"\r\n" + _FIRST_CHUNK.pattern)
+
+
+class BadAnswer(Exception):
+    """This is not an answer in HTTP/1.1, or one that two programs could read differently."""
+
+
+class AttemptFailed(Exception):
+    """There was no answer. `again`: a quick second attempt makes sense; `hanging`: the time ran out."""
+
+    def __init__(self, reason: str, *, again: bool, hanging: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.again = again
+        self.hanging = hanging
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the dispatcher needs of a subscriber's answer."""
+
+    status: int
+    retry_after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    answer: Answer
+    body: int
+    """How many bytes follow, or `_UNTIL_CLOSE`, or `_CHUNKED`."""
+    keeps: bool
+    """The connection may be used again when the body has been read."""
+
+
+class Reading(Enum):
+    """Where a connection stands in what it reads."""
+
+    IDLE = "idle"
+    """Nothing was asked, or the answer was read to its very end: good for a request."""
+    HEAD = "head"
+    """A request was sent, its answer is not known yet."""
+    BODY = "body"
+    """The answer is known, its rest is still coming."""
+    SPENT = "spent"
+    """The connection is of no more use."""
+
+
+_MAX_KNOWN: Final = 512
+_MAX_KNOWN_BYTES: Final = 1024
+_known: dict[bytes, _Head] = {}
+"""Heads that were read lately. Most servers answer with the same bytes again, for a second at least (Date)."""
+
+
+class AnswerReader:
+    """Reads the answers that come over one connection, one at a time: `expect`, then `feed` until it is not HEAD."""
+
+    __slots__ = ("_buffer", "_chunk", "_interim", "_keeps", "_left", "_max_bytes", "_room", "state")
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self.state = Reading.IDLE
+        self._max_bytes = max_bytes
+        self._buffer = b""
+        self._interim = 0
+        self._keeps = True
+        self._left = 0
+        self._room = 0
+        self._chunk: re.Pattern[bytes] | None = None
+
+    def expect(self) -> None:
+        """A request is being sent; what comes now answers it."""
+        self.state = Reading.HEAD
+
+    @property
+    def untouched(self) -> bool:
+        """Not one byte of the expected answer has come yet."""
+        return self.state is Reading.HEAD and not self._buffer and not self._interim
+
+    def feed(self, data: bytes) -> Answer | None:
+        """Take what arrived; returns the answer, once, as soon as its head is complete. Raises `BadAnswer`."""
+        if self.state is not Reading.HEAD:
+            if self.state is Reading.BODY:
+                self._read_body(data)
+            else:
+                # Bytes that nobody asked for: they must not become the answer to the next request.
+                self.state = Reading.SPENT
+            return None
+        seen = len(self._buffer)
+        if seen:
+            data = self._buffer + data
+        while True:
+            end = data.find(b"\r\n\r\n", max(0, seen - 3)) + 4
+            if end == 3:
+                self._keep(data, seen)
+                return None
+            head = _known.get(data[:end]) or self._read_head(data[:end])
+            if head.answer.status >= 200:
+                break
+            self._interim += 1
+            if head.answer.status == 101 or self._interim > MAX_INTERIM_ANSWERS:
+                self.state = Reading.SPENT
+                raise BadAnswer("an upgrade that nobody asked for, or one interim answer after the other")
+            data = data[end:]
+            seen = 0
+        self._interim = 0
+        self._buffer = b""
+        self._begin_body(head, data[end:])
+        return head.answer
+
+    def _keep(self, data: bytes, seen: int) -> None:
+        """The head is not complete: keep it, unless it can never become one."""
+        begins_well = data.startswith(_START) if len(data) >= len(_START) else _START.startswith(data)
+        if not begins_well or len(data) > MAX_HEAD_BYTES or _NEVER.search(data, max(0, seen - 1)):
+            self.state = Reading.SPENT
+            raise BadAnswer("this does not begin like an answer in HTTP/1.1, or its head is too long")
+        self._buffer = data
+
+    def _read_head(self, data: bytes) -> _Head:
+        try:
+            head = _parse_head(data)
+        except BadAnswer:
+            self.state = Reading.SPENT
+            raise
+        if len(data) <= _MAX_KNOWN_BYTES:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[data] = head
+        return head
+
+    def _begin_body(self, head: _Head, data: bytes) -> None:
+        self._keeps = head.keeps
+        if head.body == 0:
+            self.state = Reading.SPENT if data or not head.keeps else Reading.IDLE
+        elif head.body > self._max_bytes:
+            self.state = Reading.SPENT
+        else:
+            self.state = Reading.BODY
+            self._room = self._max_bytes
+            self._left = 0 if head.body == _CHUNKED else head.body
+            self._chunk = _FIRST_CHUNK if head.body == _CHUNKED else None
+            self._read_body(data)
+
+    def _read_body(self, data: bytes) -> None:
+        self._room -= len(data)
+        if self._chunk is not None:
+            self._read_chunks(self._buffer + data, self._chunk)
+        elif self._left > 0:
+            self._left -= len(data)
+            if self._left <= 0:
+                self.state = Reading.IDLE if self._left == 0 and self._keeps else Reading.SPENT
+        if self._room < 0 and self.state is Reading.BODY:
+            self.state = Reading.SPENT
+
+    def _read_chunks(self, data: bytes, line: re.Pattern[bytes]) -> None:
+        """RFC 9112 section 7.1. The CRLF after a chunk's data is read as the beginning of the next chunk's line."""
+        at = self._left
+        self._left = 0
+        self._buffer = b""
+        while at <= len(data):
+            match = line.match(data, at)
+            if match is None:
+                self._buffer = data[at:]
+                # A line that is complete, and still no chunk's, never will be one.
+                complete = data.find(b"\n", at if line is _FIRST_CHUNK else at + 2) >= 0
+                if complete or len(self._buffer) > _MAX_CHUNK_LINE_BYTES:
+                    self.state = Reading.SPENT
+                return
+            size = int(match[1], 16)
+            if size == 0:
+                rest = data[match.end() :]
+                if rest == b"\r\n":
+                    self.state = Reading.IDLE if self._keeps else Reading.SPENT
+                elif b"\r\n".startswith(rest):
+                    self._buffer = data[at:]
+                else:
+                    self.state = Reading.SPENT
+                return
+            at = match.end() + size
+            self._chunk = line = _NEXT_CHUNK
+        self._left = at - len(data)
+
+
+def _parse_head(data: bytes) -> _Head:
+    """A complete head, with the empty line that ends it. Raises `BadAnswer`."""
+    match = _HEAD.fullmatch(data)
+    if match is None or len(data) > MAX_HEAD_BYTES:
+        raise BadAnswer("the head of the answer is not HTTP/1.1")
+    status = int(match[2])
+    keeps = match[1] == b"1"
+    length: int | None = None
+    chunked = False
+    retry_after: str | None = None
+    for name, padded in _FIELDS.findall(data):
+        field, value = name.lower(), padded.rstrip(b"\t ")
+        if field == b"content-length":
+            if length is not None or not _LENGTH.fullmatch(value):
+                raise BadAnswer("Content-Length is not one number")
+            length = int(value)
+        elif field == b"transfer-encoding":
+            if chunked or value.lower() != b"chunked":
+                raise BadAnswer("Transfer-Encoding is not `chunked`, once")
+            chunked = True
+        elif field == b"retry-after":
+            retry_after = value.decode("latin-1") if retry_after is None else retry_after
+        elif b"close" in [token.strip(b"\t ") for token in value.lower().split(b",")]:
+            keeps = False
+    if chunked and length is not None:
+        raise BadAnswer("Content-Length beside Transfer-Encoding")
+    if status in (204, 304) or status < 200:
+        # RFC 9112 section 6.3: there is no body. Whoever announces one may send it, too.
+        return _Head(Answer(status, retry_after), 0, keeps and not chunked and not length)
+    # RFC 9112 section 6.1: HTTP/1.0 knows no chunks, whoever sends them with it is at fault.
+    body = _CHUNKED if chunked and match[1] == b"1" else _UNTIL_CLOSE if length is None else length
+    return _Head(Answer(status, retry_after), body, keeps)

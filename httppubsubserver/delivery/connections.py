@@ -1,0 +1,379 @@
+"""Connections that POST, one request at a time on each, and the idle ones kept for the next request.
+
+Nothing here is a task or a future for a request on an idle connection: `Connections.send` writes it, `data_received`
+reads the answer and calls `done`. One timer looks at all connections a few times a second: each knows until when what
+it does must be over, be it connecting, sending, waiting for an answer, reading its rest or lying idle.
+
+A connection serves the next request only if the answer was read to its very end, nothing came after it, and the
+request was sent whole. Everything else closes it, at once and without a goodbye (`abort`): nothing may linger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import ssl
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Final, cast
+
+from httppubsubclient.bodies import CHUNK_BYTES, Body
+from httppubsubclient.protocol.callback_urls import CallbackUrl
+from httppubsubserver.delivery.answers import Answer, AnswerReader, AttemptFailed, BadAnswer, Reading
+from httppubsubserver.delivery.dialing import dial, reason_of
+
+__all__ = ["IDLE_SECONDS", "MAX_IDLE", "Connections", "Exchange", "Outcome"]
+
+_LOG = logging.getLogger("httppubsub.server.outbound")
+
+IDLE_SECONDS: Final = 30.0
+"""A connection that nothing was sent over for this long is closed."""
+
+MAX_IDLE: Final = 4096
+"""Idle connections in total; one that becomes idle beyond it is closed instead."""
+
+_REST_SECONDS: Final = 1.0
+"""How long the rest of an answer may take before its connection is given up; the status is known by then."""
+
+_SWEEP_SECONDS: Final = 0.05
+"""How exactly deadlines are kept."""
+
+_CLOSING_SECONDS: Final = 5.0
+"""How long `aclose` waits for the event loop to confirm what it has closed."""
+
+_ONE_WRITE_BYTES: Final = 64 * 1024
+"""A body up to this is copied into one write with its head; a larger one follows by pieces, when there is room."""
+
+Outcome = Answer | AttemptFailed
+_HEAD, _IDLE, _SPENT = Reading.HEAD, Reading.IDLE, Reading.SPENT
+"""Names that are looked up once for every answer."""
+
+
+class Exchange:
+    """One POST under way, and the handle to give it up. Over as soon as `done` was called."""
+
+    __slots__ = ("body", "callback", "connection", "deadline", "done", "head", "second")
+
+    def __init__(
+        self, callback: CallbackUrl, head: bytes, body: Body, deadline: float, done: Callable[[Outcome], None]
+    ) -> None:
+        self.callback = callback
+        self.head = head
+        """The whole head, from the request line to the empty line."""
+        self.body = body
+        self.deadline = deadline
+        self.done = done
+        self.connection: _Connection | None = None
+        """None when it is over."""
+        self.second = False
+        """The first try met a connection that its peer had closed while it was idle."""
+
+    def cancel(self) -> None:
+        """Give up: `done` is not called any more, and the connection is closed."""
+        connection = self.connection
+        if connection is not None:
+            self.connection = connection.exchange = None
+            connection.close()
+
+    def end(self, outcome: Outcome) -> None:
+        """Say what became of it."""
+        self.connection = None
+        try:
+            self.done(outcome)
+        except Exception:
+            _LOG.exception("what was to be done after a POST failed")
+
+
+class Connections:
+    """All connections of one process. `idle_per_origin`: how many of one origin are kept when nothing uses them."""
+
+    def __init__(self, *, idle_per_origin: int, max_answer_bytes: int, tls: ssl.SSLContext) -> None:
+        self.max_answer_bytes = max_answer_bytes
+        self.tls = tls
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time()
+        """The time of the last sweep: good enough for what lasts seconds."""
+        self._idle_per_origin = idle_per_origin
+        self._idle: dict[str, list[_Connection]] = {}
+        self._idle_count = 0
+        self._all: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._empty = asyncio.Event()
+
+    def send(self, exchange: Exchange) -> None:
+        """Send it over the connection that became idle last, or a new one."""
+        if self._closed:
+            raise RuntimeError("these connections are closed")
+        idle = self._idle.get(exchange.callback.origin)
+        if idle:
+            self._idle_count -= 1
+            idle.pop().begin(exchange)
+        else:
+            self._send_over_new(exchange)
+
+    def send_again(self, exchange: Exchange) -> None:
+        """The peer had closed the connection before it could see the request: once more, over a new one."""
+        exchange.second = True
+        self._send_over_new(exchange)
+
+    def _send_over_new(self, exchange: Exchange) -> None:
+        connection = _Connection(self, exchange)
+        self._all.add(connection)
+        connection.dial(exchange)
+        if self._sweeper is None:
+            self.now = self.loop.time()
+            self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def release(self, connection: _Connection) -> None:
+        """Keep a connection for the next request, if there is room for it."""
+        idle = self._idle.get(connection.origin)
+        if idle is None:
+            idle = self._idle[connection.origin] = []
+        if self._closed or len(idle) >= self._idle_per_origin or self._idle_count >= MAX_IDLE:
+            connection.close()
+            return
+        self._idle_count += 1
+        connection.until = self.now + IDLE_SECONDS
+        idle.append(connection)
+
+    def withdraw(self, connection: _Connection) -> None:
+        """Never send anything over it again."""
+        idle = self._idle.get(connection.origin)
+        if idle is not None:
+            if connection in idle:
+                idle.remove(connection)
+                self._idle_count -= 1
+            if not idle:
+                del self._idle[connection.origin]
+
+    def forget(self, connection: _Connection) -> None:
+        """It is gone."""
+        self._all.discard(connection)
+        if not self._all:
+            self._empty.set()
+
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Run it in a task that `aclose` waits for."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def aclose(self) -> None:
+        """Close everything; what is still under way has failed."""
+        self._closed = True
+        for connection in list(self._all):
+            connection.fail(AttemptFailed("closed", again=False))
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        try:
+            async with asyncio.timeout(_CLOSING_SECONDS):
+                if self._tasks:
+                    await asyncio.wait(set(self._tasks))
+                while self._all:
+                    self._empty.clear()
+                    await self._empty.wait()
+        except TimeoutError:
+            _LOG.error("%d connections could not be closed", len(self._all))
+
+    def _sweep(self) -> None:
+        """End what has lasted too long. Runs while there are connections."""
+        self.now = now = self.loop.time()
+        for connection in [connection for connection in self._all if connection.until <= now]:
+            connection.fail(AttemptFailed("timeout", again=False, hanging=True))
+        self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep) if self._all else None
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, from dialling on."""
+
+    __slots__ = (
+        "_connections",
+        "_dialling",
+        "_reader",
+        "_rest",
+        "_room",
+        "_sending",
+        "_transport",
+        "_unsent",
+        "_used",
+        "exchange",
+        "origin",
+        "until",
+    )
+
+    def __init__(self, connections: Connections, exchange: Exchange) -> None:
+        self._connections = connections
+        self.origin = exchange.callback.origin
+        self.exchange: Exchange | None = exchange
+        exchange.connection = self
+        self.until = exchange.deadline
+        """When what it does now must be over, in event loop time."""
+        self._dialling: asyncio.Task[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._reader = AnswerReader(max_bytes=connections.max_answer_bytes)
+        self._used = False
+        """It has brought an answer: its peer may close it at any moment, and a request on its way meets nobody."""
+        self._unsent = False
+        """Part of the body was not given to the transport yet."""
+        self._rest = memoryview(b"")
+        self._sending: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        """Set while the transport wants no more."""
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def dial(self, exchange: Exchange) -> None:
+        """Begin to connect; `connection_made` sends the request."""
+        self._dialling = self._connections.spawn(self._dial(exchange.callback))
+        # Not at the end of `_dial`: a task that is cancelled before its first step never gets there.
+        self._dialling.add_done_callback(self._dialled)
+
+    async def _dial(self, callback: CallbackUrl) -> None:
+        try:
+            await dial(callback, self, self._connections.tls)
+        except AttemptFailed as failure:
+            self.fail(failure)
+        except Exception:
+            _LOG.exception("connecting to %s failed in an unexpected way", self.origin)
+            self.fail(AttemptFailed("connect_error", again=False))
+
+    def _dialled(self, _: asyncio.Task[None]) -> None:
+        self._dialling = None
+        if self._transport is None:
+            self._connections.forget(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands, with TLS if that was asked for."""
+        # uvloop's transports are no asyncio.Transport by inheritance.
+        self._transport = cast(asyncio.Transport, transport)
+        if self.exchange is None:
+            self.close()
+        else:
+            self.begin(self.exchange)
+
+    def eof_received(self) -> None:
+        """No answer can come any more, be it the first byte or the rest."""
+        self._lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The last call of the event loop; a handshake that failed brings it, too, and `_dial` is told as well."""
+        if self._transport is not None:
+            self._lost(exc)
+            self._transport = None
+            self._connections.forget(self)
+
+    def close(self) -> None:
+        """Close at once, whatever is still unsent or unread. Idempotent."""
+        self.until = math.inf
+        self._reader.state = Reading.SPENT
+        self._rest = memoryview(b"")
+        if self._sending is not None:
+            self._sending.cancel()
+        self._connections.withdraw(self)
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._dialling is not None:
+            self._dialling.cancel()
+
+    def fail(self, failure: AttemptFailed) -> None:
+        """Close, and tell whoever waits for an answer."""
+        exchange, self.exchange = self.exchange, None
+        self.close()
+        if exchange is not None:
+            exchange.end(failure)
+
+    def _lost(self, exc: Exception | None) -> None:
+        """The peer has gone."""
+        exchange = self.exchange
+        if exchange is not None and self._used and not exchange.second and self._reader.untouched:
+            self.exchange = None
+            self.close()
+            self._connections.send_again(exchange)
+        else:
+            reason = reason_of(exc, otherwise="connection_lost")
+            self.fail(AttemptFailed(reason, again=reason != "tls_error"))
+
+    # -- request --------------------------------------------------------------------------------------------------
+
+    def begin(self, exchange: Exchange) -> None:
+        """Send a request over this connection, which is idle."""
+        transport = self._transport
+        assert transport is not None
+        self.exchange = exchange
+        exchange.connection = self
+        self.until = exchange.deadline
+        self._reader.expect()
+        data = exchange.body.data
+        if data is None:
+            self._unsent = True
+            transport.write(exchange.head)
+            self._sending = self._connections.spawn(self._send_file(exchange.body, transport))
+        elif len(data) <= _ONE_WRITE_BYTES:
+            transport.write(exchange.head + data)
+        else:
+            self._unsent = True
+            self._rest = memoryview(data)
+            transport.write(exchange.head)
+            self._send_rest(transport)
+
+    def _send_rest(self, transport: asyncio.Transport) -> None:
+        while self._rest and self._room is None:
+            piece, self._rest = self._rest[:CHUNK_BYTES], self._rest[CHUNK_BYTES:]
+            self._unsent = bool(self._rest)
+            transport.write(piece)
+
+    async def _send_file(self, body: Body, transport: asyncio.Transport) -> None:
+        try:
+            async with aclosing(body.chunks()) as chunks:
+                async for chunk in chunks:
+                    transport.write(chunk)
+                    if self._room is not None:
+                        await self._room
+            self._unsent = False
+        except Exception:
+            _LOG.exception("reading a body failed")
+            self.fail(AttemptFailed("body_unreadable", again=False))
+
+    def pause_writing(self) -> None:
+        """The transport holds enough."""
+        self._room = self._connections.loop.create_future()
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+        if self._rest and self._transport is not None:
+            self._send_rest(self._transport)
+
+    # -- answer ---------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Tell the answer once it is known; then see to it that the connection is kept, drained or closed."""
+        reader, transport = self._reader, self._transport
+        assert transport is not None
+        try:
+            answer = reader.feed(data)
+        except BadAnswer:
+            self.fail(AttemptFailed("bad_answer", again=True))
+            return
+        state = reader.state
+        if state is _HEAD:
+            return
+        exchange, self.exchange = self.exchange, None
+        if self._unsent or state is _SPENT or (state is _IDLE and transport.get_write_buffer_size()):
+            # Unsent: the peer has decided without reading all, and what it would read now as a request is the body.
+            self.close()
+        elif state is _IDLE:
+            self._used = True
+            self._connections.release(self)
+        else:
+            self.until = min(self.until, self._connections.now + _REST_SECONDS)
+        # Last, because it may well bring the next request for this very connection.
+        if exchange is not None and answer is not None:
+            exchange.end(answer)

@@ -1,0 +1,186 @@
+"""How a subscriber is reached: names, addresses, TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from httppubsubclient.protocol.callback_urls import parse_callback_url
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubserver.delivery import dialing
+from httppubsubserver.delivery.outbound import Answer, open_outbound
+from tests.server.peers import LARGE, LOOP_FACTORIES, OK, SMALL, Client, Network, Outcome, Wire, accept, failed, spooled
+
+__all__ = ["LOOP_FACTORIES"]
+
+
+# -- names and addresses ----------------------------------------------------------------------------------------------
+
+
+async def test_an_ipv6_address(network: Network) -> None:
+    hosts: list[str] = []
+
+    async def temper(wire: Wire, number: int) -> None:
+        hosts.append((await wire.request())[0].split("\r\n")[1])
+        await wire.send(OK)
+
+    try:
+        peer = await network.peer(temper, host="::1")
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    client = await network.client()
+    assert await client.post(peer.callback()) == Answer(200, None)
+    assert hosts == [f"host: [::1]:{peer.port}"]
+
+
+async def test_a_name_is_resolved(network: Network) -> None:
+    peer, client = await network.peer(accept), await network.client()
+    assert await client.post(peer.callback(host="localhost")) == Answer(200, None)
+
+
+async def test_the_next_address_of_a_name_is_tried(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
+        return [(socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.3"), (socket.AF_INET, "127.0.0.1")]
+
+    monkeypatch.setattr(dialing, "_addresses", addresses)
+    peer, client = await network.peer(accept), await network.client()
+    assert await client.post(peer.callback(host="name.example")) == Answer(200, None)
+
+
+async def test_a_name_that_does_not_exist(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(dialing, "_addresses", addresses)
+    client = await network.client()
+    failed(await client.post(parse_callback_url("http://name.example/")), "connect_error")
+
+
+async def test_an_unexpected_error_while_connecting_is_an_outcome_too(
+    network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(dialing, "_addresses", addresses)
+    client = await network.client()
+    failed(await client.post(parse_callback_url("http://name.example/")), "connect_error", again=False)
+    assert "ZeroDivisionError" in caplog.text
+
+
+# -- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+async def test_https(name: str, network: Network) -> None:
+    seen: list[tuple[object, bytes]] = []
+
+    async def temper(wire: Wire, number: int) -> None:
+        while True:
+            _, body = await wire.request()
+            seen.append((wire.writer.get_extra_info("ssl_object").selected_alpn_protocol(), body))
+            await wire.send(OK)
+
+    peer = await network.peer(temper, tls=network.authority.server(name))
+    client = await network.client()
+    with await spooled(LARGE.data or b"") as file:
+        for body in (SMALL, LARGE, file, SMALL):
+            assert await client.post(peer.callback(host=name), body) == Answer(200, None)
+    assert seen == [("http/1.1", data) for data in (SMALL.data, LARGE.data, LARGE.data, SMALL.data)]
+    assert peer.connections == 1
+
+
+@pytest.mark.parametrize("fault", ["self_signed", "expired", "another address", "a name for an address", "unknown"])
+async def test_a_certificate_that_does_not_convince(fault: str, network: Network) -> None:
+    shown: dict[str, Callable[[], ssl.SSLContext]] = {
+        "self_signed": lambda: network.authority.server(self_signed=True),
+        "expired": lambda: network.authority.server(expired=True),
+        "another address": lambda: network.authority.server("127.0.0.2"),
+        "a name for an address": lambda: network.authority.server("localhost"),
+        "unknown": network.authority.server,
+    }
+    peer = await network.peer(accept, tls=shown[fault]())
+    client = await network.client(trusting=fault != "unknown")
+    failed(await client.post(peer.callback()), "tls_error", again=False)
+
+
+async def refused_by(context: ssl.SSLContext, client: Client) -> Outcome:
+    """The outcome of a POST to a server that ends the handshake with an alert, which asyncio's own never sends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            accepted, _ = listener.accept()
+            with context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as wrapped:
+                with pytest.raises(ssl.SSLError):
+                    wrapped.do_handshake()
+                wrapped.shutdown(socket.SHUT_WR)
+                with suppress(OSError):
+                    while socket.socket.recv(wrapped, 1000):
+                        pass
+
+        serving = asyncio.create_task(asyncio.to_thread(serve))
+        outcome = await client.post(parse_callback_url(f"https://127.0.0.1:{listener.getsockname()[1]}/"))
+        await serving
+        return outcome
+
+
+async def test_a_server_that_wants_a_certificate_of_ours(network: Network) -> None:
+    context = network.authority.server()
+    context.verify_mode = ssl.CERT_REQUIRED
+    failed(await refused_by(context, await network.client()), "tls_error", again=False)
+
+
+async def test_tls_1_1_is_refused(network: Network) -> None:
+    context = network.authority.server()
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    failed(await refused_by(context, await network.client()), "tls_error", again=False)
+
+
+async def test_https_to_a_port_that_speaks_http(network: Network) -> None:
+    async def temper(wire: Wire, number: int) -> None:
+        await wire.reader.read(1)
+        await wire.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    peer, client = await network.peer(temper), await network.client()
+    failed(await client.post(parse_callback_url(f"https://127.0.0.1:{peer.port}/")), "tls_error", again=False)
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_a_connection_that_ends_within_the_handshake(how: str, network: Network) -> None:
+    async def temper(wire: Wire, number: int) -> None:
+        await wire.reader.read(1)
+        if how == "reset":
+            wire.reset()
+
+    peer, client = await network.peer(temper), await network.client()
+    failed(await client.post(parse_callback_url(f"https://127.0.0.1:{peer.port}/")), "connect_error")
+
+
+async def test_a_stale_tls_connection_is_replaced(network: Network) -> None:
+    async def temper(wire: Wire, number: int) -> None:
+        await wire.request()
+        await wire.send(b"HTTP/1.1 %d OK\r\ncontent-length: 0\r\n\r\n" % (200 + number))
+        await wire.request()
+
+    peer, client = await network.peer(temper, tls=network.authority.server()), await network.client()
+    assert await client.post(peer.callback()) == Answer(200, None)
+    assert await client.post(peer.callback()) == Answer(201, None)
+    assert peer.connections == 2
+
+
+async def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(ConfigurationError, match=r"ca\.pem"):
+        async with open_outbound(connections_per_origin=1, max_answer_bytes=1, ca_file=tmp_path / "ca.pem"):
+            pass

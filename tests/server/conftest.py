@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ class ScriptedOutbound:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def post(
-        self, callback: CallbackUrl, head: bytes, body: Body, *, deadline: float, done: Callable[[Reply], None]
+        self, callback: CallbackUrl, head: bytes, body: Body, *, deadline: float, done: Callable[[Answer | AttemptFailed], None]
     ) -> asyncio.Task[None]:
         headers = dict(line.split(": ", 1) for line in head.decode("ascii").split("\r\n")[:-1])
         return asyncio.create_task(self._attempt(callback, headers, body, done))
@@ -106,9 +106,10 @@ class OpenBroadcaster(Protocol):
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
-) -> dict[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """A module that names `LOOP_FACTORIES` has its tests run under each of them."""
-    return getattr(getattr(item, "module", None), "LOOP_FACTORIES", None)
+    module = item.getparent(pytest.Module)
+    return getattr(module and module.obj, "LOOP_FACTORIES", {"asyncio": asyncio.new_event_loop})
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from httppubsubclient.protocol.credentials import Step, explain_delivery, explain_request, sign_request
 from httppubsubclient.protocol.errors import InvalidRequest, InvalidUrl
-from httppubsubclient.protocol.signatures import content_digest
+from httppubsubclient.protocol.signatures import content_digest, parse_content_digest
 
 __all__ = ["add_sign", "add_verify"]
 
@@ -23,6 +24,21 @@ _VERIFY_HELP = """\
 Explain, step by step, whether the proof in a captured request holds. The request is a file as it crossed the wire
 (request line, headers, an empty line, the body), or it is put together from --method, --url, --header and --body.
 The direction is recognised by the Pubsub-Subscription header of a delivery. Exit status 0: it holds, 1: it does not.
+"""
+_VERIFY_EXAMPLES = """\
+A capture looks like this; its last line has a newline at its end only if the body has one:
+
+  POST /v1/notify?topic=foo/bar HTTP/1.1
+  Content-Type: text/plain
+  Content-Digest: sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:
+  Signature-Input: sig1=("@method" "@path" "@query" "content-digest");created=...;nonce="...";keyid="...";alg="..."
+  Signature: sig1=:...:
+
+  hello
+
+The same from pieces, where headers.txt has one header a line, as `sign` prints them:
+
+  httppubsubclient verify --url 'http://127.0.0.1:3003/v1/notify?topic=foo/bar' --header @headers.txt --body hello.txt
 """
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/1\.[01]", re.ASCII)
 
@@ -46,7 +62,7 @@ def add_sign(commands: Any, common: argparse.ArgumentParser) -> None:
         help="print the headers that prove a request to a broadcaster, for curl -H @FILE",
         description="Print the headers that a request needs, one a line. A signature is good once, for 5 minutes.",
     )
-    sign.set_defaults(command=_sign)
+    sign.set_defaults(command=_sign, parser=sign)
     sign.add_argument("url", metavar="URL", help="the whole URL of the request, with its query")
     sign.add_argument("--method", default="POST", help="(default: %(default)s)")
     sign.add_argument("--idempotency-key", metavar="KEY", help="is covered by the signature, and printed, too")
@@ -62,14 +78,21 @@ def add_verify(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="explain why a captured request's signature does or does not hold",
         description=_VERIFY_HELP,
+        epilog=_VERIFY_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verify.set_defaults(command=_verify)
+    verify.set_defaults(command=_verify, parser=verify)
     verify.add_argument("request", nargs="?", metavar="FILE", help="the captured request; - reads standard input")
-    verify.add_argument("--method", default="POST")
+    verify.add_argument("--method", default="POST", help="(default: %(default)s)")
     verify.add_argument("--url", help="with its query; for a delivery it does not matter")
-    verify.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
-    verify.add_argument("--body", type=Path, metavar="FILE")
+    verify.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="may be repeated; @FILE reads a file with one header a line",
+    )
+    verify.add_argument("--body", type=Path, metavar="FILE", help="the body; without it, it is not compared")
     verify.add_argument(
         "--at",
         type=float,
@@ -114,8 +137,8 @@ def _file_sha256(path: Path) -> bytes:
 def _verify(options: argparse.Namespace) -> int:
     from httppubsubclient.config import get_auth_config_from_file
 
-    to_broadcasters, to_subscribers = get_auth_config_from_file(options.secrets)
     captured = _captured(options)
+    to_broadcasters, to_subscribers = get_auth_config_from_file(options.secrets)
     now = time.time() if options.at is None else options.at
     sha256 = None if captured.body is None else hashlib.sha256(captured.body).digest()
     steps: list[Step]
@@ -142,19 +165,49 @@ def _verify(options: argparse.Namespace) -> int:
             tolerance_seconds=options.tolerance_seconds,
             sha256=sha256,
         )
+    if (about_body := _about_body(captured)) is not None:
+        steps.insert(-1, about_body)
     # The last step is the verdict: of several signatures, one that holds is enough.
     for step in steps:
         print(f"{'ok  ' if step.ok else 'FAIL'} {step.name}: {step.detail}")
     return 0 if steps[-1].ok else 1
 
 
+def _about_body(captured: _Captured) -> Step | None:
+    """What may have happened to a body that is not the one of Content-Digest: mostly, an editor added a newline."""
+    body, header = captured.body, captured.headers.get("content-digest", "")
+    if body is None or header == "" or _is_named(body, header):
+        return None
+    length = captured.headers.get("content-length", str(len(body)))
+    text = f"{len(body)} bytes were captured" + ("" if length == str(len(body)) else f", Content-Length says {length}")
+    for newline, name in ((b"\r\n", "CR LF"), (b"\n", "newline")):
+        if body.endswith(newline) and _is_named(body.removesuffix(newline), header):
+            return Step(
+                "body", False, f"{text}; it is the one that was signed but for the {name} at its end: remove it"
+            )
+    if _is_named(body + b"\n", header):
+        return Step("body", False, f"{text}; it is the one that was signed but for a newline at its end: add it")
+    return Step("body", False, text)
+
+
+def _is_named(body: bytes, header: str) -> bool:
+    with contextlib.suppress(InvalidRequest):
+        return parse_content_digest(header) == hashlib.sha256(body).digest()
+    return False
+
+
 def _captured(options: argparse.Namespace) -> _Captured:
+    if (options.request is None) == (options.url is None and not options.header):
+        options.parser.error("say what was captured: FILE, or --url, --header and --body")
     if options.request is not None:
         raw = sys.stdin.buffer.read() if options.request == "-" else Path(options.request).read_bytes()
         return _parse_captured(raw)
     path, query = _target(options.url or "http://unknown/")
     body = None if options.body is None else options.body.read_bytes()
-    return _Captured(options.method, path, query, _parse_headers(options.header), body)
+    lines: list[str] = []
+    for header in options.header:
+        lines += Path(header[1:]).read_text("latin-1").splitlines() if header.startswith("@") else [header]
+    return _Captured(options.method, path, query, _parse_headers(lines), body)
 
 
 def _parse_captured(raw: bytes) -> _Captured:

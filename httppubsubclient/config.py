@@ -149,7 +149,7 @@ class HttpPubSubConfig:
         if not urls:
             raise ConfigurationError(
                 "no broadcaster is known: list their URLs under 'broadcasters' in the secrets file, or give "
-                "HttpPubSubConfig(broadcasters=['http://192.0.2.1:3003'])"
+                "HttpPubSubConfig(broadcasters=['http://192.0.2.1:3003']) (httppubsubclient: --broadcaster URL)"
             )
         return tuple(urls)
 
@@ -183,7 +183,8 @@ def get_auth_config_from_file(path: str | os.PathLike[str]) -> tuple[Credentials
             content = file.read()
     except FileNotFoundError:
         raise ConfigurationError(
-            f"there is no secrets file {os.fspath(path)!r}: `httppubsubserver --setup` writes subscriber-secrets.json"
+            f"there is no secrets file {os.fspath(path)!r}: copy subscriber-secrets.json from where "
+            "`httppubsubserver --setup` was run, or name it (httppubsubclient: --secrets FILE)"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"the secrets file {os.fspath(path)!r} is not readable: {error.strerror}") from None
@@ -294,7 +295,9 @@ def _broadcaster_url(url: object) -> str:
     try:
         parsed = parse_callback_url(url)
     except InvalidUrl as error:
-        raise ConfigurationError(f"broadcasters: {error.detail}") from None
+        fault = error.detail.replace("callback URL", "broadcaster's URL")
+        shown = "" if "@" in url else f"; got {url[:200]!r}"  # what has an @ may have a password
+        raise ConfigurationError(f"broadcasters: {fault}{shown}") from None
     if parsed.fragment is not None or "?" in url:
         raise ConfigurationError(f"a broadcaster's URL has neither query nor fragment; got {url!r}")
     return parsed.request_url.rstrip("/")

@@ -293,11 +293,17 @@ class Broadcaster:
                 self.config,
                 self._secrets.to_subscribers,
                 outbound,
-                gone=lambda subscription_id: self._spawn(self._forget(subscription_id)),
+                gone=lambda subscription: self._spawn(self._forget(subscription)),
                 clock=self._clock,
                 random=self._uniform,
             )
-            self._once = Once(store, clock=self._clock, keep_seconds=self.config.idempotency_seconds)
+            self._once = Once(
+                store,
+                clock=self._clock,
+                keep_seconds=self.config.idempotency_seconds,
+                check_accepting=self.check_accepting,
+                background=self._spawn,
+            )
             self.authenticator = Authenticator(
                 self._secrets.to_broadcasters,
                 store,
@@ -320,18 +326,20 @@ class Broadcaster:
         except TimeoutError:
             _LOG.warning("stopping with %d notifies unfinished", self._dispatcher.running)
             await self._dispatcher.abort()
+            for task in self._background:
+                task.cancel()
             await self.drained()
         finally:
             self._store = None
             await self._stack.aclose()
 
-    async def _forget(self, subscription_id: str) -> None:
-        """A subscriber answered 410."""
+    async def _forget(self, subscription: Subscription) -> None:
+        """A subscriber answered 410. If somebody has renewed it meanwhile, that was about an earlier state."""
         try:
-            if await self.store.unsubscribe(subscription_id, now=self.now()):
-                _LOG.info("unsubscribed %s: its callback answered 410", subscription_id)
+            if await self.store.unsubscribe(subscription.id, now=self.now(), expires_at=subscription.expires_at):
+                _LOG.info("unsubscribed %s: its callback answered 410", subscription.id)
         except PubSubError as error:
-            _LOG.warning("%s answered 410 and could not be removed: %s", subscription_id, error.detail)
+            _LOG.warning("%s answered 410 and could not be removed: %s", subscription.id, error.detail)
 
     async def _prune_now_and_then(self) -> None:
         while True:

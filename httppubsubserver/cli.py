@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["main"]
 
 _AUTH_TYPES = ("hmac", "token", "none")
 
+_ALONE = ("--setup", "--rotate", "serve")
+_OF_THE_CLIENT = ("notify", "listen", "sign", "verify")
 _SETUP_ONLY = ("db", "to_broadcasters_auth", "to_subscribers_auth", "broadcaster_url", "force")
 
 
@@ -27,14 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given[:1] == ["serve"]:
-            return _serve(given)
-        return _set_up_or_rotate(given)
-    except (PubSubError, OSError) as error:
+        status = _serve(given) if given[:1] == ["serve"] else _set_up_or_rotate(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads our output any more. What is still buffered must not fail once more when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except PubSubError as error:
         print(f"httppubsubserver: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"httppubsubserver: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    else:
+        return status
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
@@ -99,8 +112,13 @@ def _parsed(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.N
         from httppubsubserver.config import nearest
 
         name = next((text for text in unknown if text.startswith("-")), unknown[0]).partition("=")[0]
+        if name in _ALONE:
+            parser.error(f"{name!r} is a command of its own: httppubsubserver {name} [options]")
         known = [flag for action in parser._actions for flag in action.option_strings]
-        parser.error(f"there is no {name!r} here{nearest(name, known if name.startswith('-') else ['serve'])}")
+        close = nearest(name, known if name.startswith("-") else ["serve"])
+        if name in _OF_THE_CLIENT:
+            close = f"; httppubsubclient has it: httppubsubclient {name} --help"
+        parser.error(f"there is no {name!r} here{close}")
     return options
 
 

@@ -72,10 +72,10 @@ class ServerConfig(BaseModel):
     max_in_flight_per_host: int = Field(
         default=32, ge=1, description="Attempts under way at once to one host and port."
     )
-    max_waiting_per_host: int = Field(
+    max_waiting_per_callback: int = Field(
         default=10_000,
         ge=0,
-        description="Deliveries waiting for their turn at one host and port; more are failed at once.",
+        description="Deliveries waiting for their turn at one callback URL; more are failed at once.",
     )
     max_pending_notifies: int = Field(
         default=10_000, ge=1, description="Notifies under way at once; more are answered 503."
@@ -174,7 +174,7 @@ def load_secrets(path: Path) -> Secrets:
     except FileNotFoundError:
         raise ConfigurationError(
             f"there is no secrets file {str(path)!r}: `httppubsubserver --setup` makes one in the current directory, "
-            "and --secrets FILE says where yours is"
+            "and --secrets FILE (HTTPPUBSUB_SECRETS_FILE, secrets_file) says where yours is"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"the secrets file {str(path)!r} cannot be read: {error.strerror}") from None

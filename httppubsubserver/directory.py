@@ -61,11 +61,9 @@ class Directory:
 
     async def refresh(self) -> None:
         """Catch up with the store; cheap when nothing has changed."""
-        version = await self._store.version()
-        if version <= self._version:
-            return
-        async with self._lock:
-            if version > self._version:
+        # Another one, not a greater one: a database that was restored from a backup has gone back.
+        if await self._store.version() != self._version:
+            async with self._lock:
                 await self._apply(await self._store.changes_since(self._version))
 
     async def _apply(self, changes: Changes) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from typing import Any
 
 from httppubsubclient.bodies import Body
-from httppubsubclient.protocol.errors import Conflict, InvalidRequest, Unavailable
+from httppubsubclient.protocol.errors import Conflict, InvalidRequest, PubSubError, Unavailable
 from httppubsubclient.protocol.messages import Notification, NotifyResult
 from httppubsubserver.stores import Remembered, Store
 
@@ -23,6 +26,9 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _FIRST_POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
 _LEASE_MARGIN_SECONDS = 10.0
+_FINISH_AGAIN_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5)
+
+_LOG = logging.getLogger("httppubsub.server")
 
 
 def check_idempotency_key(key: str) -> str:
@@ -41,10 +47,20 @@ def fingerprint_of(notification: Notification) -> bytes:
 class Once:
     """Runs work at most once per key. `clock` gives Unix seconds; answers are kept for `keep_seconds`."""
 
-    def __init__(self, store: Store, *, clock: Callable[[], float], keep_seconds: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], float],
+        keep_seconds: int,
+        check_accepting: Callable[[], None],
+        background: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self._store = store
         self._clock = clock
         self._keep_seconds = keep_seconds
+        self._check_accepting = check_accepting
+        self._background = background
 
     async def run(
         self,
@@ -88,6 +104,7 @@ class Once:
             )
             if known.state != "running" or now >= give_up_at:
                 return known
+            self._check_accepting()  # nobody waits for another's answer while this process stops
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_POLL_SECONDS)
 
@@ -97,8 +114,22 @@ class Once:
         except BaseException:
             await self._store.abandon_once(key)
             raise
-        await self._store.finish_once(key, answer=json.dumps(result.to_json()))
+        answer = json.dumps(result.to_json())
+        try:
+            await self._store.finish_once(key, answer=answer)
+        except PubSubError:
+            # The message is out: to say anything else would make the publisher send it again.
+            self._background(self._finish_later(key, answer))
         return result
+
+    async def _finish_later(self, key: str, answer: str) -> None:
+        """Until this has worked, others with this key wait as if it were still running."""
+        for pause in _FINISH_AGAIN_SECONDS:
+            await asyncio.sleep(pause)
+            with suppress(PubSubError):
+                await self._store.finish_once(key, answer=answer)
+                return
+        _LOG.error("the answer for an Idempotency-Key could not be kept; after its lease it could be sent again")
 
 
 def _microseconds(seconds: float) -> int:

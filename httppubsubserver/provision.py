@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
@@ -117,7 +117,8 @@ def set_up(
 ) -> str:
     """Write the two secrets files and main.py into `directory`, which is made; returns what to do next.
 
-    A relative SQLite path lies beside main.py. Without `force` nothing that exists is overwritten.
+    A relative SQLite path lies beside main.py; its folder is made, too. Without `force` nothing that exists is
+    overwritten.
     Raises `ConfigurationError`.
     """
     urls = tuple(_checked_url(url) for url in broadcaster_urls) or (DEFAULT_URL,)
@@ -132,6 +133,7 @@ def set_up(
                     f"not overwritten: {', '.join(existing)}. --rotate replaces keys while everything runs on; "
                     "--force makes new files, which locks out everybody who has the old ones"
                 )
+            made_folder = _make_database_folder(site, db)
             made = Secrets(
                 to_broadcasters=_new_credentials(to_broadcasters, "to-broadcasters", urls),
                 to_subscribers=_new_credentials(to_subscribers, "to-subscribers", urls),
@@ -151,6 +153,7 @@ def set_up(
             for name, kind in (("to broadcasters", to_broadcasters), ("to subscribers", to_subscribers))
             if kind == "none"
         ],
+        made_folder=made_folder,
     )
 
 
@@ -170,6 +173,20 @@ def _check_database(db: str) -> None:
     # Without the URL itself, which may hold a password.
     if not db.startswith("sqlite:///") or len(db) == len("sqlite:///"):
         raise ConfigurationError("--db should be sqlite:///relative.db or sqlite:////absolute.db")
+    if "?" in db or "#" in db or "%00" in db:
+        raise ConfigurationError("--db has no parameters; ? and # in the name of a file are %3F and %23")
+
+
+def _make_database_folder(site: _Site, db: str) -> Path | None:
+    """SQLite makes the file, but not the folder it lies in. Returns that if it was not there."""
+    folder = (site.directory / os.fsdecode(unquote_to_bytes(db.removeprefix("sqlite:///")))).parent
+    if folder.is_dir():
+        return None
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigurationError(f"--db: the folder {folder} cannot be made: {error.strerror or error}") from None
+    return folder
 
 
 def _new_credentials(kind: AuthType, direction: str, urls: tuple[str, ...]) -> Credentials:
@@ -209,7 +226,9 @@ def _listening(urls: Sequence[str]) -> tuple[str, int]:
     return ("::" if ":" in url.host else "0.0.0.0"), url.port  # noqa: S104 - others shall reach it
 
 
-def _setup_steps(site: _Site, db: str, urls: Sequence[str], *, unauthenticated: Sequence[str]) -> str:
+def _setup_steps(
+    site: _Site, db: str, urls: Sequence[str], *, unauthenticated: Sequence[str], made_folder: Path | None
+) -> str:
     host, port = _listening(urls)
     path = db.removeprefix("sqlite:///")
     if not path.startswith("/") and path != ":memory:":
@@ -220,9 +239,11 @@ def _setup_steps(site: _Site, db: str, urls: Sequence[str], *, unauthenticated: 
     lines = [
         "Made:",
         f"  {site.broadcaster}   for the broadcaster; keep it secret",
-        f"  {site.subscriber}   for those who subscribe and publish; keep it secret",
+        f"  {site.subscriber}   for those who subscribe and publish: copy it to them, keep it secret",
         f"  {site.main}   the broadcaster as an application",
     ]
+    if made_folder is not None:
+        lines.append(f"  {made_folder}/   for the database, which is made at the first start")
     if unauthenticated:
         lines += [
             "",

@@ -59,6 +59,11 @@ __all__ = [
     "verify_request",
 ]
 
+_ACCEPTED = {
+    "hmac": "accepted, provided that its nonce was not used before",
+    "token": "accepted; a token may be used again and again",
+    "none": "accepted, as everything is in this direction",
+}
 _BEARER = re.compile(r"bearer +([!-~]+) *", re.ASCII | re.IGNORECASE)
 _DELIVERY_HEADERS = DELIVERY.always[1:]
 _NONCE = re.compile(r"[!-~]{16,64}", re.ASCII)
@@ -169,14 +174,14 @@ def explain_request(
 ) -> list[Step]:
     """Every check of `verify_request`, and of Content-Digest when `sha256` of the body is given; raises nothing.
 
-    The last step, `result`, says whether the request would be accepted, provided that its nonce is new.
+    The last step, `result`, says whether the request would be accepted: with hmac, provided that its nonce is new.
     """
     trail = _Recording()
     must_cover = _request_must_cover(headers, has_body)
     _explain(
         trail, credentials, REQUEST, must_cover, _request_line(method, path, query), headers, now, tolerance_seconds
     )
-    return trail.finished(headers, sha256)
+    return trail.finished(credentials, headers, sha256)
 
 
 def explain_delivery(
@@ -191,7 +196,7 @@ def explain_delivery(
     """As `explain_request`, for a delivery."""
     trail = _Recording()
     _explain(trail, credentials, DELIVERY, DELIVERY.always, {"@method": method}, headers, now, tolerance_seconds)
-    return trail.finished(headers, sha256)
+    return trail.finished(credentials, headers, sha256)
 
 
 class _Trail(Protocol):
@@ -240,13 +245,13 @@ class _Recording:
         for line in (base or b"").decode("ascii").splitlines():
             self.steps.append(Step(self._prefix + "signature base", True, line))
 
-    def finished(self, headers: Mapping[str, str], sha256: bytes | None) -> list[Step]:
+    def finished(self, credentials: Credentials, headers: Mapping[str, str], sha256: bytes | None) -> list[Step]:
         self._prefix = ""
         if sha256 is not None and "content-digest" in headers:
             self._accepted &= self._digest(headers["content-digest"], sha256)
         wrong = next((step for step in self.steps if not step.ok), None)
         if self._accepted:
-            self.passed("result", "accepted, provided that its nonce was not used before")
+            self.passed("result", "%s", _ACCEPTED[credentials.type])
         else:
             detail = "refused" if wrong is None else f"refused: {wrong.detail}"
             self.steps.append(Step("result", False, detail))
@@ -260,7 +265,10 @@ class _Recording:
             return False
         if named != sha256:
             self.failed(
-                "content-digest", "mismatch", f"the body is another one: its digest is {content_digest(sha256)}"
+                "content-digest",
+                "mismatch",
+                f"the body is another one: its digest is {content_digest(sha256)}, "
+                f"Content-Digest names {content_digest(named)}",
             )
             return False
         self.passed("content-digest", "the body is the one that Content-Digest names")

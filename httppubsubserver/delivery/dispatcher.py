@@ -1,9 +1,10 @@
 """What is sent when: all subscribers of a message at once, bounded in total and per host, each settled exactly once.
 
-A `Fanout` is one message on its way to its subscribers. Its deliveries wait in *lanes*, one per host and port; lanes
-take turns, so a busy host delays itself only. A lane whose last attempt ran out of time is *hanging*: until it answers
-again it may hold one of the slots that everybody shares, not more. Best effort means: quick retries
-(protocol/retry.py) until the fan-out's deadline, then failed.
+A `Fanout` is one message on its way to its subscribers. Its deliveries wait in *lanes*, one per callback URL; lanes
+take turns at the slots of their host and at those that everybody shares, so a busy callback delays itself only. A lane
+whose last attempt ran out of time is *hanging*: until it answers again it may hold one slot, and all that hang together
+half of those of their host and a quarter of those of everybody. Best effort means: quick retries (protocol/retry.py)
+until the fan-out's deadline, then failed.
 
 This is the hot path: a delivery is one small object and no task; what deliveries of a message have in common is
 prepared once (protocol/delivery_heads.py); a large fan-out is fed to the lanes in slices, so that it does not hold up
@@ -19,10 +20,11 @@ from collections.abc import Callable
 from os import urandom
 
 from httppubsubclient.bodies import Body
+from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubclient.protocol.credentials import Credentials
 from httppubsubclient.protocol.delivery_heads import NONCE_PREFIX_BYTES, DeliveryHeads
 from httppubsubclient.protocol.errors import PubSubError
-from httppubsubclient.protocol.messages import Notification
+from httppubsubclient.protocol.messages import Notification, Subscription
 from httppubsubclient.protocol.retry import Verdict, quick_retry_delay, retry_after_seconds, verdict
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post
@@ -33,7 +35,7 @@ __all__ = ["Dispatcher", "Fanout"]
 _LOG = logging.getLogger("httppubsub.server.delivery")
 
 _MAX_REMEMBERED = 10_000
-"""How many hanging origins, and failing subscriptions, are remembered; beyond it the oldest is forgotten."""
+"""How many hanging callbacks, and failing subscriptions, are remembered; beyond it the oldest is forgotten."""
 
 _SLICE = 200
 """How many deliveries of a message are put into their lanes before others get a turn."""
@@ -126,16 +128,34 @@ class _Delivery:
         self._finished(self, outcome)
 
 
+class _Host:
+    """The attempts under way to one host and port, and the lanes that wait for one of its slots."""
+
+    __slots__ = ("hanging", "in_flight", "lanes", "parked", "parked_hanging")
+
+    def __init__(self) -> None:
+        self.lanes = 0
+        self.in_flight = 0
+        self.hanging = 0
+        self.parked: deque[_Lane] = deque()
+        self.parked_hanging: deque[_Lane] = deque()
+
+
 class _Lane:
-    """The deliveries to one host and port."""
+    """The deliveries to one callback URL."""
 
-    __slots__ = ("in_flight", "origin", "runnable", "waiting")
+    __slots__ = ("as_hanging", "host", "in_flight", "name", "origin", "queued", "waiting")
 
-    def __init__(self, origin: str) -> None:
+    def __init__(self, name: str, origin: str, host: _Host) -> None:
+        self.name = name
         self.origin = origin
+        self.host = host
         self.waiting: deque[_Delivery] = deque()
         self.in_flight = 0
-        self.runnable = False
+        self.as_hanging = 0
+        """Of those in flight, the ones that began while it was hanging."""
+        self.queued = False
+        """It stands in one of the queues: runnable, or parked."""
 
     def drop_settled(self) -> None:
         """Forget those at the front whose fan-out is over; the oldest are at the front."""
@@ -152,7 +172,7 @@ class Dispatcher:
         credentials: Credentials,
         outbound: Outbound,
         *,
-        gone: Callable[[str], object],
+        gone: Callable[[Subscription], object],
         clock: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
@@ -165,9 +185,16 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._fanouts: dict[Fanout, None] = {}
         self._unfed: deque[Fanout] = deque()
+        self._hosts: dict[str, _Host] = {}
         self._lanes: dict[str, _Lane] = {}
         self._runnable: deque[_Lane] = deque()
+        self._parked_hanging: deque[_Lane] = deque()
         self._hanging: dict[str, None] = {}
+        self._hanging_in_flight = 0
+        per_host = config.max_in_flight_per_host
+        self._most_per_lane = max(1, per_host * 3 // 4)  # leaves room for its neighbours until it shows that it hangs
+        self._most_hanging_per_host = max(1, per_host // 2)
+        self._most_hanging = max(1, config.max_in_flight // 4)
         self._failing: dict[str, None] = {}
         self._in_flight = 0
         self._pumping = False
@@ -235,47 +262,84 @@ class Dispatcher:
         self._pump()
 
     def _enqueue(self, delivery: _Delivery) -> None:
-        origin = delivery.target.callback.origin
-        lane = self._lanes.get(origin)
-        if lane is None:
-            lane = self._lanes[origin] = _Lane(origin)
-        if len(lane.waiting) >= self._config.max_waiting_per_host:
+        callback = delivery.target.callback
+        lane = self._lanes.get(callback.name) or self._new_lane(callback)
+        if len(lane.waiting) >= self._config.max_waiting_per_callback:
             lane.drop_settled()
-            if len(lane.waiting) >= self._config.max_waiting_per_host:
-                self._failed(delivery, "too many deliveries wait for this host")
+            if len(lane.waiting) >= self._config.max_waiting_per_callback:
+                self._failed(delivery, "too many deliveries wait for this callback")
                 return
         delivery.lane = lane
         lane.waiting.append(delivery)
-        if not lane.runnable:
-            self._mark_runnable(lane)
+        if not lane.queued:
+            self._queue(lane)
+
+    def _new_lane(self, callback: CallbackUrl) -> _Lane:
+        host = self._hosts.get(callback.origin)
+        if host is None:
+            host = self._hosts[callback.origin] = _Host()
+        host.lanes += 1
+        lane = self._lanes[callback.name] = _Lane(callback.name, callback.origin, host)
+        return lane
 
     # -- from the lanes to the wire -----------------------------------------------------------------------------
 
-    def _mark_runnable(self, lane: _Lane) -> None:
+    def _queue(self, lane: _Lane) -> None:
+        """Let a lane with waiting deliveries take its next turn; forget one that has nothing left to do."""
         if lane.waiting:
-            limit = 1 if lane.origin in self._hanging else self._config.max_in_flight_per_host
-            if lane.in_flight < limit and not lane.runnable:
-                lane.runnable = True
+            if not lane.queued:
+                lane.queued = True
                 self._runnable.append(lane)
-        elif not lane.in_flight:
-            self._lanes.pop(lane.origin, None)
+        elif not lane.in_flight and not lane.queued:
+            del self._lanes[lane.name]
+            lane.host.lanes -= 1
+            if not lane.host.lanes:
+                del self._hosts[lane.origin]
 
     def _pump(self) -> None:
         """Start attempts while there are free slots, one of each lane in turn."""
         if self._pumping:
             return
         self._pumping = True
-        runnable, most = self._runnable, self._config.max_in_flight
-        while runnable and self._in_flight < most:
-            lane = runnable.popleft()
-            lane.runnable = False
-            while lane.waiting:
-                delivery = lane.waiting.popleft()
-                if not delivery.fanout.over:
-                    self._begin(lane, delivery)
-                    break
-            self._mark_runnable(lane)
+        while self._runnable and self._in_flight < self._config.max_in_flight:
+            lane = self._runnable.popleft()
+            lane.queued = False
+            lane.drop_settled()
+            if lane.waiting and not self._parked(lane):
+                self._begin(lane, lane.waiting.popleft())
+            self._queue_again(lane)
         self._pumping = False
+
+    def _parked(self, lane: _Lane) -> bool:
+        """Whether a lane has no right to a slot now; then it waits where the next free one is handed out."""
+        host = lane.host
+        hanging = lane.name in self._hanging
+        if hanging and (lane.in_flight or host.hanging >= self._most_hanging_per_host):
+            waiting_room: deque[_Lane] | None = None if lane.in_flight else host.parked_hanging
+        elif hanging and self._hanging_in_flight >= self._most_hanging:
+            waiting_room = self._parked_hanging
+        elif lane.in_flight >= self._most_per_lane:
+            waiting_room = None  # an attempt of its own ends first
+        elif host.in_flight >= self._config.max_in_flight_per_host:
+            waiting_room = host.parked
+        else:
+            return False
+        if waiting_room is not None:
+            lane.queued = True
+            waiting_room.append(lane)
+        return True
+
+    def _queue_again(self, lane: _Lane) -> None:
+        """After its turn: not while it waits for one of its own attempts, whose end queues it."""
+        own_limit = 1 if lane.name in self._hanging else self._most_per_lane
+        if not lane.waiting or lane.in_flight < own_limit:
+            self._queue(lane)
+
+    def _hand_on(self, host: _Host) -> None:
+        """A slot has become free: who was parked for one may ask again."""
+        for waiting_room in (host.parked, host.parked_hanging, self._parked_hanging):
+            if waiting_room:
+                self._runnable.append(waiting_room.popleft())
 
     def _begin(self, lane: _Lane, delivery: _Delivery) -> None:
         fanout = delivery.fanout
@@ -288,6 +352,11 @@ class Dispatcher:
         deadline = self._loop.time() + self._extended(self._config.attempt_timeout_seconds, fanout.body)
         self._in_flight += 1
         lane.in_flight += 1
+        lane.host.in_flight += 1
+        if lane.name in self._hanging:
+            lane.as_hanging += 1
+            lane.host.hanging += 1
+            self._hanging_in_flight += 1
         fanout.posts[delivery] = self._outbound.post(
             delivery.target.callback, head, fanout.body, deadline=deadline, done=delivery.finished
         )
@@ -318,16 +387,16 @@ class Dispatcher:
         del delivery.fanout.posts[delivery]
         self._leave(lane)
         if isinstance(outcome, AttemptFailed):
-            self._note_hanging(lane.origin, outcome.hanging)
+            self._note_hanging(lane.name, outcome.hanging)
             if outcome.again:
                 self._retry(delivery, outcome.reason, None)
             else:
                 self._failed(delivery, outcome.reason)
         else:
             if self._hanging:
-                self._note_hanging(lane.origin, False)
+                self._note_hanging(lane.name, False)
             self._answered(delivery, outcome)
-        self._mark_runnable(lane)
+        self._queue(lane)
         self._pump()
 
     def _answered(self, delivery: _Delivery, answer: Answer) -> None:
@@ -341,17 +410,23 @@ class Dispatcher:
             self._retry(delivery, f"status {answer.status}", after)
         else:
             if meaning is Verdict.GONE:
-                self._gone(delivery.target.subscription.id)
+                self._gone(delivery.target.subscription)
             self._failed(delivery, f"status {answer.status}")
 
     def _leave(self, lane: _Lane) -> None:
         self._in_flight -= 1
         lane.in_flight -= 1
+        lane.host.in_flight -= 1
+        if lane.as_hanging:
+            lane.as_hanging -= 1
+            lane.host.hanging -= 1
+            self._hanging_in_flight -= 1
+        self._hand_on(lane.host)
 
-    def _note_hanging(self, origin: str, hanging: bool) -> None:
-        self._hanging.pop(origin, None)
+    def _note_hanging(self, name: str, hanging: bool) -> None:
+        self._hanging.pop(name, None)
         if hanging:
-            self._hanging[origin] = None
+            self._hanging[name] = None
             if len(self._hanging) > _MAX_REMEMBERED:
                 del self._hanging[next(iter(self._hanging))]
 
@@ -404,7 +479,7 @@ class Dispatcher:
         fanout.close_when_over()
         for delivery in posts:
             assert delivery.lane is not None
-            self._mark_runnable(delivery.lane)
+            self._queue(delivery.lane)
         self._pump()
 
     def _ended(self, fanout: Fanout) -> None:

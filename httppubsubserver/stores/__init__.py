@@ -72,8 +72,8 @@ class Store(Protocol):
         """
         ...
 
-    async def unsubscribe(self, subscription_id: str, *, now: int) -> bool:
-        """Remove; False when unknown or expired."""
+    async def unsubscribe(self, subscription_id: str, *, now: int, expires_at: int | None = None) -> bool:
+        """Remove; False when unknown or expired, or when `expires_at` is given and it has been renewed since."""
         ...
 
     async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:

@@ -125,9 +125,9 @@ class SqliteStore:
         """See `Store.subscribe`."""
         return await self._change(lambda db: _subscribe(db, request, now, self._changes_kept))
 
-    async def unsubscribe(self, subscription_id: str, *, now: int) -> bool:
+    async def unsubscribe(self, subscription_id: str, *, now: int, expires_at: int | None = None) -> bool:
         """See `Store.unsubscribe`."""
-        return await self._change(lambda db: _unsubscribe(db, subscription_id, now, self._changes_kept))
+        return await self._change(lambda db: _unsubscribe(db, subscription_id, now, expires_at, self._changes_kept))
 
     async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
         """See `Store.subscription`."""
@@ -231,8 +231,11 @@ def _subscribe(
     return subscription, known is None
 
 
-def _unsubscribe(db: sqlite3.Connection, subscription_id: str, now: int, changes_kept: int) -> bool:
-    if _subscription(db, subscription_id, now) is None:
+def _unsubscribe(
+    db: sqlite3.Connection, subscription_id: str, now: int, expires_at: int | None, changes_kept: int
+) -> bool:
+    known = _subscription(db, subscription_id, now)
+    if known is None or expires_at not in (None, known.expires_at):
         return False
     _delete(db, [subscription_id])
     _log(db, [subscription_id], changes_kept)

@@ -95,7 +95,8 @@ def test_path_and_fragment_of_the_host_are_known() -> None:
         ({"buffer_messages": True}, "buffer_messages"),
         ({"broadcasters": "http://127.0.0.1:3003"}, "a list"),
         ({"broadcasters": [5]}, "not int"),
-        ({"broadcasters": ["127.0.0.1:3003"]}, "broadcasters"),
+        ({"broadcasters": ["127.0.0.1:3003"]}, "a broadcaster's URL begins with http.*; got '127.0.0.1:3003'"),
+        ({"broadcasters": ["http://me:hunter2@x"]}, "a broadcaster's URL has no user name and no password[^2]*$"),
         ({"broadcasters": ["http://127.0.0.1:3003/?a=b"]}, "neither query nor fragment"),
         ({"broadcasters": ["http://127.0.0.1:3003/#a"]}, "neither query nor fragment"),
     ],
@@ -158,7 +159,7 @@ def test_a_secrets_file_that_others_can_read_is_warned_about(tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "--setup"),
+        (None, "copy subscriber-secrets.json from where `httppubsubserver --setup` was run"),
         ("{", "not JSON, at line 1"),
         ("[]", "subscriber-secrets.json"),
         ("{}", "subscriber-secrets.json"),

@@ -108,7 +108,10 @@ def test_rotating_nothing_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         ([], "say what to do"),
         (["--directory", "x"], "say what to do"),
-        (["--setup", "serve"], "there is no 'serve' here"),
+        (["--setup", "serve"], "'serve' is a command of its own: httppubsubserver serve [options]"),
+        (["serve", "--setup"], "'--setup' is a command of its own: httppubsubserver --setup [options]"),
+        (["serve", "--rotate"], "'--rotate' is a command of its own"),
+        (["listen", "foo/*"], "there is no 'listen' here; httppubsubclient has it"),
         (["--setup", "--grace-seconds", "1"], "--grace-seconds belongs to --rotate"),
         (["--rotate", "--force"], "--force belongs to --setup"),
         (["--rotate", "--to-subscribers-auth", "none"], "--to-subscribers-auth belongs to --setup"),
@@ -127,6 +130,27 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
 ) -> None:
     assert text in usage_error(capsys, *arguments)
     assert ran.config is None
+
+
+def test_a_file_that_cannot_be_used_is_told_without_its_number(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: object, **__: object) -> int:
+        raise FileNotFoundError(2, "No such file or directory", "/no/such")
+
+    monkeypatch.setattr(serving, "serve", failing)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == "httppubsubserver: /no/such: No such file or directory\n"
+
+
+def test_output_that_nobody_reads_is_no_traceback(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "httppubsubserver", "--setup", "--directory", str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""
+    assert (tmp_path / "main.py").exists()
 
 
 def test_setting_up_imports_no_web_framework(tmp_path: Path) -> None:

@@ -62,52 +62,78 @@ async def test_one_host_never_has_more_than_its_share(
     assert outbound.most_in_flight <= 3
 
 
-async def test_a_hanging_host_keeps_one_slot_and_the_others_go_on(
+async def test_a_hanging_callback_keeps_one_slot_and_its_neighbours_on_the_same_host_go_on(
     open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
 ) -> None:
-    broadcaster = await open_broadcaster(max_in_flight=4, max_in_flight_per_host=4)
-    outbound.replies(url(2000, "/first"), AttemptFailed("timeout", again=False, hanging=True))
-    await subscribe(broadcaster, url(2000, "/first"), b"first")
-    assert (await broadcaster.notify(b"first", b"x")).failed == 1
+    broadcaster = await open_broadcaster(max_in_flight=8, max_in_flight_per_host=4)
+    outbound.replies(url(2000, "/hangs"), AttemptFailed("timeout", again=False, hanging=True))
+    await subscribe(broadcaster, url(2000, "/hangs"), b"t")
+    await subscribe(broadcaster, url(2000, "/good"), b"other")
+    assert (await broadcaster.notify(b"t", b"x")).failed == 1
 
-    for n in range(10):
-        await subscribe(broadcaster, url(2000, f"/{n}"), b"t")
-        outbound.hangs(url(2000, f"/{n}"))
-    await subscribe(broadcaster, url(3000), b"other")
-    hung = asyncio.create_task(broadcaster.notify(b"t", b"x", wait_seconds=0))
+    outbound.hangs(url(2000, "/hangs"))
+    for _ in range(10):
+        assert (await broadcaster.notify(b"t", b"x", wait_seconds=0)).pending == 1
     await outbound.until(lambda: outbound.in_flight == 1)
-    assert (await hung).pending == 10
     for _ in range(20):
         assert (await broadcaster.notify(b"other", b"y")).notified == 1
     assert outbound.in_flight == 1
 
 
-async def test_a_hanging_host_that_answers_again_gets_its_share_back(
+async def test_many_hanging_callbacks_leave_most_slots_to_the_others(
+    open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_broadcaster(max_in_flight=8)
+    for port in range(2000, 2020):
+        outbound.replies(url(port), AttemptFailed("timeout", again=False, hanging=True))
+        await subscribe(broadcaster, url(port), b"t")
+    await subscribe(broadcaster, url(3000), b"other")
+    assert (await broadcaster.notify(b"t", b"x")).failed == 20
+    for port in range(2000, 2020):
+        outbound.hangs(url(port))
+    await broadcaster.notify(b"t", b"x", wait_seconds=0)
+    await outbound.until(lambda: outbound.in_flight == 2)
+    assert (await broadcaster.notify(b"other", b"y")).notified == 1
+    assert outbound.in_flight == 2
+
+
+async def test_a_new_callback_that_hangs_leaves_room_for_its_neighbours_at_once(
+    open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_broadcaster(max_in_flight_per_host=4)
+    outbound.hangs(url(2000, "/hangs"))
+    await subscribe(broadcaster, url(2000, "/hangs"), b"t")
+    await subscribe(broadcaster, url(2000, "/good"), b"other")
+    for _ in range(10):
+        await broadcaster.notify(b"t", b"x", wait_seconds=0)
+    await outbound.until(lambda: outbound.in_flight == 3)
+    assert (await broadcaster.notify(b"other", b"y")).notified == 1
+
+
+async def test_a_hanging_callback_that_answers_again_gets_its_share_back(
     open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
 ) -> None:
     broadcaster = await open_broadcaster(max_in_flight_per_host=4)
     outbound.replies(url(2000), AttemptFailed("timeout", again=False, hanging=True), 200)
-    await subscribe(broadcaster, url(2000), b"probe")
-    assert (await broadcaster.notify(b"probe", b"x")).failed == 1
-    assert (await broadcaster.notify(b"probe", b"x")).notified == 1
+    await subscribe(broadcaster, url(2000), b"t")
+    assert (await broadcaster.notify(b"t", b"x")).failed == 1
+    assert (await broadcaster.notify(b"t", b"x")).notified == 1
     release = asyncio.Event()
-    for n in range(4):
-        await subscribe(broadcaster, url(2000, f"/{n}"), b"t")
-        outbound.hangs(url(2000, f"/{n}"), release)
-    notify = asyncio.create_task(broadcaster.notify(b"t", b"x"))
-    await outbound.until(lambda: outbound.in_flight == 4)
+    outbound.hangs(url(2000), release)
+    notifies = [asyncio.create_task(broadcaster.notify(b"t", b"x")) for _ in range(4)]
+    await outbound.until(lambda: outbound.in_flight == 3)
     release.set()
-    assert (await notify).notified == 4
+    assert [(await notify).notified for notify in notifies] == [1, 1, 1, 1]
 
 
 async def test_more_waiting_deliveries_than_allowed_fail_at_once(
     open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
 ) -> None:
-    broadcaster = await open_broadcaster(max_in_flight_per_host=1, max_waiting_per_host=2)
+    broadcaster = await open_broadcaster(max_in_flight_per_host=1, max_waiting_per_callback=2)
     release = asyncio.Event()
-    for n in range(5):
-        await subscribe(broadcaster, url(2000, f"/{n}"), b"t")
-        outbound.hangs(url(2000, f"/{n}"), release)
+    outbound.hangs(url(2000), release)
+    for pattern in (b"t", "t", "?", "*", "**"):
+        await subscribe(broadcaster, url(2000), pattern)
     notify = asyncio.create_task(broadcaster.notify(b"t", b"x"))
     await outbound.until(lambda: outbound.in_flight == 1)
     release.set()

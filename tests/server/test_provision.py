@@ -95,6 +95,29 @@ def test_what_is_no_database_is_refused_without_repeating_it(tmp_path: Path, db:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("db", ["sqlite:///x.db?mode=ro", "sqlite:///a#b", "sqlite:///x%00.db"])
+def test_a_database_that_could_not_be_opened_later_is_refused(tmp_path: Path, db: str) -> None:
+    with pytest.raises(ConfigurationError, match="--db has no parameters"):
+        set_up(tmp_path, db=db)
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_folder_of_the_database_is_made_and_named(tmp_path: Path, absolute: bool) -> None:
+    folder = tmp_path / "else where" / "deep" if absolute else tmp_path / "site" / "my sub"
+    db = f"sqlite:///{str(folder).replace(' ', '%20')}/x.db" if absolute else "sqlite:///my%20sub/x.db"
+    assert f"  {folder}/   for the database" in set_up(tmp_path / "site", db=db)
+    assert folder.is_dir()
+    assert str(folder) + "/" not in set_up(tmp_path / "site", db=db, force=True).split("Start the broadcaster")[0]
+
+
+def test_a_folder_of_the_database_that_cannot_be_made_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "sub").write_text("a file")
+    with pytest.raises(ConfigurationError, match=r"--db: the folder .*sub cannot be made"):
+        set_up(tmp_path, db="sqlite:///sub/x.db")
+    assert set(content(tmp_path)) == {"sub"}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_is_overwritten_unless_forced(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")

@@ -242,9 +242,12 @@ class _Connection(asyncio.Protocol):
             _LOG.exception("connecting to %s failed in an unexpected way", self.origin)
             self.fail(AttemptFailed("connect_error", again=False))
 
-    def _dialled(self, _: asyncio.Task[None]) -> None:
+    def _dialled(self, dialling: asyncio.Task[None]) -> None:
         self._dialling = None
-        if self._transport is None:
+        # uvloop has a gap: cancelled between `connection_made` and the end of `create_connection`, it closes the
+        # transport and never calls `connection_lost`.
+        if self._transport is None or dialling.cancelled():
+            self._transport = None
             self._connections.forget(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

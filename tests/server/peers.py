@@ -48,8 +48,8 @@ class Wire:
 
     async def request(self) -> tuple[str, bytes]:
         """Read one: its head, its body."""
-        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("ascii")
-        length = next(line for line in head.split("\r\n") if line.startswith("content-length: "))
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        length = next((line for line in head.split("\r\n") if line.startswith("content-length: ")), "content-length: 0")
         return head, await self.reader.readexactly(int(length[16:]))
 
     async def send(self, data: bytes) -> None:
@@ -182,6 +182,25 @@ def open_sockets() -> set[str]:
             names.add(os.readlink(f"/proc/self/fd/{fd}"))
     tables = [Path(f"/proc/self/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     return names & {f"socket:[{line.split()[9]}]" for table in tables for line in table}
+
+
+@asynccontextmanager
+async def deaf_port(host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[int]:
+    """A port where connecting takes for ever: its queue is full."""
+    with socket.socket() as listener:
+        listener.bind((host, port))
+        listener.listen(0)
+        fillers = []
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+            fillers.append(filler)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            for filler in fillers:
+                filler.close()
 
 
 async def spooled(data: bytes) -> Body:

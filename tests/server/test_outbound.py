@@ -31,7 +31,6 @@ from tests.server.peers import (
 
 __all__ = ["LOOP_FACTORIES"]
 
-
 # -- requests and their connections -----------------------------------------------------------------------------------
 
 

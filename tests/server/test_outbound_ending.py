@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import random
 
 import pytest
 
+from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import parse_callback_url
-from httppubsubserver.delivery.outbound import Answer, open_outbound
+from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Post, open_outbound
 from tests.server.peers import (
     LARGE,
     LOOP_FACTORIES,
@@ -18,40 +17,20 @@ from tests.server.peers import (
     SMALL,
     Client,
     Network,
+    Outcome,
     Temper,
     Wire,
     accept,
     answering,
+    deaf_port,
     failed,
     spooled,
 )
 
 __all__ = ["LOOP_FACTORIES"]
 
-
 SHORT = 0.1
 """A deadline that is meant to be missed."""
-
-# -- deadlines and cancelling -----------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def deaf_port() -> AsyncIterator[int]:
-    """A port where connecting takes for ever: its queue is full."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        fillers = []
-        for _ in range(4):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-            fillers.append(filler)
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            for filler in fillers:
-                filler.close()
 
 
 async def silent(wire: Wire, number: int) -> None:
@@ -167,3 +146,46 @@ async def test_closing_ends_what_is_under_way(network: Network) -> None:
     with pytest.raises(RuntimeError, match="closed"):
         client.start(peer.callback())
     await peer.finished()
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "file"])
+async def test_whatever_peers_do_each_post_has_one_outcome(
+    kind: str, network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`Client` sees to it that it is one, the network that nothing is left: 200 POSTs meet peers that throw dice."""
+    dice = random.Random(0)
+    large = Body.of(dice.randbytes(300_000))
+    moves = [OK, OK[:9], OK[9:], b"\r\n\r\n", b"HTTP/1.1 100 x\r\n\r\n", b"\x00"]
+
+    async def temper(wire: Wire, number: int) -> None:
+        while True:
+            if dice.random() < 0.8:
+                await (wire.request() if dice.random() < 0.8 else wire.reader.readuntil(b"\r\n\r\n"))
+            for move in [OK] if dice.random() < 0.7 else dice.choices(moves, k=dice.randrange(4)):
+                await wire.send(move)
+                if dice.random() < 0.1:
+                    await asyncio.sleep(0)
+            if dice.random() < 0.2:
+                return wire.reset() if dice.random() < 0.5 else None
+
+    def cancel(post: Post, future: asyncio.Future[Outcome]) -> None:
+        post.cancel()
+        future.cancel()  # a result would be an error from now on
+
+    peers = [await network.peer(temper) for _ in range(3)]
+    client = await network.client(connections_per_origin=4)
+    futures: list[asyncio.Future[Outcome]] = []
+    with await spooled(large.data or b"") as file:
+        body = {"small": SMALL, "large": large, "file": file}[kind]
+        for _ in range(5):
+            for _ in range(40):
+                post, future = client.start(dice.choice(peers).callback(), body, seconds=SHORT / 2)
+                futures.append(future)
+                if dice.random() < 0.1:
+                    asyncio.get_running_loop().call_later(dice.random() / 100, cancel, post, future)
+            await asyncio.wait(futures)
+    outcomes = [future.result() for future in futures if not future.cancelled()]
+    reasons = {outcome.reason for outcome in outcomes if isinstance(outcome, AttemptFailed)}
+    assert reasons <= {"connection_lost", "bad_answer", "timeout"}
+    assert any(isinstance(outcome, Answer) for outcome in outcomes)
+    assert not caplog.records

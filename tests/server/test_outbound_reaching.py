@@ -16,12 +16,22 @@ from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery import dialing
 from httppubsubserver.delivery.outbound import Answer, open_outbound
-from tests.server.peers import LARGE, LOOP_FACTORIES, OK, SMALL, Client, Network, Outcome, Wire, accept, failed, spooled
+from tests.server.peers import (
+    LARGE,
+    LOOP_FACTORIES,
+    OK,
+    SMALL,
+    Client,
+    Network,
+    Outcome,
+    Wire,
+    accept,
+    deaf_port,
+    failed,
+    spooled,
+)
 
 __all__ = ["LOOP_FACTORIES"]
-
-
-# -- names and addresses ----------------------------------------------------------------------------------------------
 
 
 async def test_an_ipv6_address(network: Network) -> None:
@@ -52,6 +62,19 @@ async def test_the_next_address_of_a_name_is_tried(network: Network, monkeypatch
     monkeypatch.setattr(dialing, "_addresses", addresses)
     peer, client = await network.peer(accept), await network.client()
     assert await client.post(peer.callback(host="name.example")) == Answer(200, None)
+
+
+async def test_an_address_that_does_not_answer_is_passed_over(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
+        return [(socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.1")]
+
+    monkeypatch.setattr(dialing, "_addresses", addresses)
+    monkeypatch.setattr(dialing, "_NEXT_ADDRESS_SECONDS", 0.05)
+    peer, client = await network.peer(accept), await network.client()
+    async with deaf_port("127.0.0.2", peer.port):
+        assert await client.post(peer.callback(host="name.example")) == Answer(200, None)
 
 
 async def test_a_name_that_does_not_exist(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,16 +12,19 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import BinaryIO
 
-from httppubsubclient.protocol.errors import TooLarge
+from httppubsubclient.protocol.errors import TooLarge, Unavailable
 
 __all__ = ["CHUNK_BYTES", "Body", "BodyWriter", "spool"]
 
 CHUNK_BYTES = 256 * 1024
 """How much of a large body is in memory per reader."""
+
+_NO_ROOM_RETRY_SECONDS = 5.0
 
 _FLUSH_BYTES = 1024 * 1024
 """A spooled body is hashed and written in pieces of about this size, in a thread."""
@@ -113,13 +116,14 @@ class BodyWriter:
             raise TooLarge(f"the body is larger than {self.max_bytes} bytes")
 
     async def write(self, chunk: bytes) -> None:
-        """Append. Raises `TooLarge` as soon as the body is beyond `max_bytes`."""
+        """Append. Raises `TooLarge` as soon as the body is beyond `max_bytes`, `Unavailable` when the disk is full."""
         self.size += len(chunk)
         self.expect(self.size)
         self._pieces.append(chunk)
         self._pending += len(chunk)
         if self._fd is None and self.size > self._spool_bytes:
-            self._fd = await asyncio.to_thread(_unlinked_file, self._directory)
+            with _no_room_is_unavailable():
+                self._fd = await asyncio.to_thread(_unlinked_file, self._directory)
         if self._fd is not None and self._pending >= _FLUSH_BYTES:
             await self._flush(self._fd)
 
@@ -148,7 +152,8 @@ class BodyWriter:
     async def _flush(self, fd: int) -> None:
         pieces, self._pieces, self._pending = self._pieces, [], 0
         # Shielded: the descriptor must not be closed (and its number reused) while the thread still writes to it.
-        await _uncancelled(asyncio.to_thread(self._store, fd, pieces))
+        with _no_room_is_unavailable():
+            await _uncancelled(asyncio.to_thread(self._store, fd, pieces))
 
     def _store(self, fd: int, pieces: list[bytes]) -> None:
         data = memoryview(b"".join(pieces))
@@ -163,6 +168,16 @@ class BodyWriter:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _no_room_is_unavailable() -> Iterator[None]:
+    """A full disk or a missing folder is trouble that passes, for whoever sent the body."""
+    try:
+        yield
+    except OSError as error:
+        detail = f"there is no room for a body of this size at present ({error.strerror})"
+        raise Unavailable(detail, retry_after_seconds=_NO_ROOM_RETRY_SECONDS) from None
 
 
 async def spool(

@@ -172,6 +172,12 @@ class Callback:
             result = function(message)
             if inspect.isawaitable(result):
                 await result
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Something that the function waited for was cancelled, not this.
+            logger.exception("the callback for %s failed on %r", self.pattern, message)
         except Exception:
             logger.exception("the callback for %s failed on %r", self.pattern, message)
 

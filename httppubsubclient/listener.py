@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 
 from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.request_heads import MAX_HEAD_BYTES, bounded_http_protocol
 
 __all__ = ["bound_socket", "listening"]
 
@@ -52,6 +53,8 @@ async def listening(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
     server = _Server(
         _Config(
             app,
+            http=bounded_http_protocol(),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             ws="none",
             log_config=None,

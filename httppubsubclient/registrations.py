@@ -49,6 +49,9 @@ PATH = "/v1/subscriptions"
 UNDECIDED_SECONDS = 5.0
 """How long a delivery for an unknown subscription waits for our own calls to be decided; then it is answered 503."""
 
+MAX_PATTERNS = 10_000
+"""What a broadcaster takes as the whole set of a URL."""
+
 _RENEW_AT = 1 / 3
 _MAX_REPAIR_PAUSE_SECONDS = 60.0
 
@@ -130,6 +133,8 @@ class Registrations:
         little subscribed as before."""
         if not patterns:
             return
+        if len(self._wanted.keys() | set(patterns)) > MAX_PATTERNS:
+            raise InvalidRequest(f"one client subscribes to {MAX_PATTERNS} patterns at most; a glob may stand for many")
         new = [pattern for pattern in patterns if member not in self._wanted.get(pattern, {})]
         for pattern in new:
             self._wanted.setdefault(pattern, {})[member] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +17,7 @@ from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.http_notify import NotifyEndpoint
 from httppubsubserver.http_requests import problem_response
+from httppubsubserver.http_schemas import SECURITY_SCHEMES
 
 __all__ = ["create_app"]
 
@@ -30,15 +32,24 @@ def create_app(config: ServerConfig) -> FastAPI:
     broadcaster = Broadcaster(config)
     app = _BroadcasterApp(
         NotifyEndpoint(broadcaster),
+        redirect_slashes=False,  # a redirect would be made from the Host header, and a signed request cannot follow it
         title="httppubsub broadcaster",
         version=__version__,
         description="Publish/subscribe over plain HTTP: messages are POSTed, signed, to the URLs that subscribed.",
     )
     app.state.broadcaster = broadcaster
+    app.openapi = partial(_openapi, app)  # type: ignore[method-assign]
     app.include_router(broadcaster.router)
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document with the security schemes that the routes name: they are no dependencies of FastAPI's."""
+    document = FastAPI.openapi(app)
+    document.setdefault("components", {})["securitySchemes"] = SECURITY_SCHEMES
+    return document
 
 
 class _BroadcasterApp(FastAPI):

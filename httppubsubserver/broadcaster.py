@@ -14,8 +14,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from secrets import token_urlsafe
 from types import TracebackType
@@ -81,6 +81,7 @@ class Broadcaster:
         self._stack = AsyncExitStack()
         self._draining = False
         self._matching = 0
+        self._reserved_bytes = 0
         self._matched = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
         self._store: Store | None = None
@@ -230,15 +231,25 @@ class Broadcaster:
             failed=fanout.failed,
         )
 
-    def body_writer(self) -> BodyWriter:
-        """Where an arriving body is written: memory or a file, depending on its size and on what memory holds."""
-        free = self.config.bodies_in_memory_bytes - self._dispatcher.bytes_in_memory
-        directory = self.config.spool_directory
-        return BodyWriter(
-            spool_bytes=min(self.config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES)),
-            max_bytes=self.config.max_body_bytes,
-            directory=None if directory is None else str(directory),
-        )
+    @contextmanager
+    def body_writer(self, length: int | None = None) -> Iterator[BodyWriter]:
+        """Where an arriving body is written: memory or a file, depending on its size and on what memory holds.
+
+        What it may hold in memory counts as held while the context lasts; `length` is the size, if it is known.
+        """
+        config = self.config
+        free = config.bodies_in_memory_bytes - self._dispatcher.bytes_in_memory - self._reserved_bytes
+        allowed = min(config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES))
+        reserved = allowed if length is None else min(length, allowed)
+        self._reserved_bytes += reserved
+        try:
+            yield BodyWriter(
+                spool_bytes=allowed,
+                max_bytes=config.max_body_bytes,
+                directory=None if config.spool_directory is None else str(config.spool_directory),
+            )
+        finally:
+            self._reserved_bytes -= reserved
 
     # -- life -----------------------------------------------------------------------------------------------------
 

@@ -15,15 +15,32 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Route
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
-from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubclient.protocol.errors import (
+    Conflict,
+    DigestMismatch,
+    InvalidGlob,
+    InvalidRequest,
+    InvalidTopic,
+    InvalidUrl,
+    NotFound,
+    PreconditionFailed,
+    Replayed,
+    TooLarge,
+    TooSlow,
+    Unauthorized,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from httppubsubclient.protocol.messages import SubscribeRequest
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.http_notify import NotifyEndpoint
 from httppubsubserver.http_requests import Incoming, ProblemRoute
 from httppubsubserver.http_schemas import (
+    APPLIED_HEADERS,
     LIST_HEADERS,
     NOTIFY_OPENAPI,
     PRECONDITION_OPENAPI,
+    SECURITY,
     SUBSCRIPTION_ID_OPENAPI,
     HealthAnswer,
     NotifyAnswer,
@@ -39,6 +56,8 @@ from httppubsubserver.http_schemas import (
 
 __all__ = ["create_router"]
 
+_ALWAYS = (InvalidRequest, Unauthorized, Replayed, Unavailable)
+_WITH_BODY = (TooSlow, TooLarge, UnsupportedMediaType)
 _MAX_SUBSCRIBE_BYTES = 64 * 1024
 _MAX_WHOLE_SET_BYTES = 16 * 1024 * 1024
 
@@ -81,10 +100,15 @@ def _add_notify(router: APIRouter, broadcaster: Broadcaster) -> None:
         ),
         response_model=NotifyAnswer,
         responses={
-            202: {"model": NotifyAnswer, "description": "Taken; what is `pending` goes on after this answer."},
-            **problems(400, 401, 408, 413, 415, 422, 503),
+            200: APPLIED_HEADERS,
+            202: {
+                "model": NotifyAnswer,
+                "description": "Taken; what is `pending` goes on after this answer.",
+                **APPLIED_HEADERS,
+            },
+            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidTopic, Conflict),
         },
-        openapi_extra=NOTIFY_OPENAPI,
+        openapi_extra=NOTIFY_OPENAPI | SECURITY,
     )
 
 
@@ -106,9 +130,9 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
                 **LIST_HEADERS,
             },
             201: LIST_HEADERS,
-            **problems(400, 401, 408, 413, 415, 422, 503),
+            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidUrl, InvalidTopic, InvalidGlob),
         },
-        openapi_extra=json_body(SubscribeFields),
+        openapi_extra=json_body(SubscribeFields) | SECURITY,
     )
     async def subscribe(request: Request) -> Response:
         """Have every message whose topic matches POSTed to `url`, until the lease ends or this is removed.
@@ -127,7 +151,8 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         tags=["subscriptions"],
         summary="List subscriptions",
         response_model=SubscriptionPage,
-        responses={200: LIST_HEADERS, **problems(400, 401, 422, 503)},
+        responses={200: LIST_HEADERS, **problems(*_ALWAYS, InvalidUrl)},
+        openapi_extra=SECURITY,
     )
     async def list_subscriptions(
         request: Request,
@@ -149,8 +174,8 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         tags=["subscriptions"],
         summary="Show one subscription",
         response_model=SubscriptionAnswer,
-        responses=problems(400, 401, 404, 503),
-        openapi_extra=SUBSCRIPTION_ID_OPENAPI,
+        responses=problems(*_ALWAYS, NotFound),
+        openapi_extra=SUBSCRIPTION_ID_OPENAPI | SECURITY,
     )
     async def show_subscription(request: Request) -> Response:
         """One subscription by its id."""
@@ -163,8 +188,8 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         summary="Unsubscribe",
         status_code=204,
         response_class=Response,
-        responses=problems(400, 401, 404, 503),
-        openapi_extra=SUBSCRIPTION_ID_OPENAPI,
+        responses=problems(*_ALWAYS, NotFound),
+        openapi_extra=SUBSCRIPTION_ID_OPENAPI | SECURITY,
     )
     async def unsubscribe(request: Request) -> Response:
         """Remove one subscription. Deliveries that are under way may still arrive."""
@@ -179,8 +204,13 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
         tags=["subscriptions"],
         summary="Replace all subscriptions of a callback URL",
         response_model=SubscriptionSet,
-        responses={200: LIST_HEADERS, **problems(400, 401, 408, 412, 413, 415, 422, 503)},
-        openapi_extra=json_body(WholeSetFields) | PRECONDITION_OPENAPI,
+        responses={
+            200: LIST_HEADERS,
+            **problems(
+                *_ALWAYS, *_WITH_BODY, DigestMismatch, PreconditionFailed, InvalidUrl, InvalidTopic, InvalidGlob
+            ),
+        },
+        openapi_extra=json_body(WholeSetFields) | PRECONDITION_OPENAPI | SECURITY,
     )
     async def replace_subscriptions(request: Request, url: CallbackUrlQuery) -> Response:
         """Make the given set the whole set of `url`, at once: what is missing is removed, what stays keeps its id.
@@ -188,6 +218,7 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
         With `If-Match`, only if the set is still the one that this ETag was given for.
         """
         incoming = await _authenticated(broadcaster, request)
+        incoming.query_value("url")  # raises when it is there twice
         name = parse_callback_url(url).name
         fields = await incoming.json(WholeSetFields, max_bytes=_MAX_WHOLE_SET_BYTES)
         wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
@@ -209,7 +240,7 @@ def _add_health(router: APIRouter, broadcaster: Broadcaster) -> None:
         tags=["health"],
         summary="Can it take notifies?",
         response_model=HealthAnswer,
-        responses=problems(503),
+        responses=problems(Unavailable),
     )
     async def ready() -> dict[str, str]:
         """200 while notifies are taken and the database answers, 503 otherwise. Needs no credentials."""

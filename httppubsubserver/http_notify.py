@@ -37,8 +37,8 @@ class NotifyEndpoint:
             return
         except Exception:
             _LOG.exception("a notify failed unexpectedly")
-            error = PubSubError("an unexpected error; the log of the broadcaster says more")
-            await problem_response(error)(scope, receive, send)
+            unexpected = PubSubError("an unexpected error; the log of the broadcaster says more")
+            await problem_response(unexpected)(scope, receive, send)
         else:
             await _answer(send, result, prefer)
 
@@ -52,14 +52,15 @@ class NotifyEndpoint:
         headers = incoming.headers
         prefer = parse_prefer(headers.get("prefer"))
         self._broadcaster.check_accepting()
-        result = await self._broadcaster.notify(
-            topic,
-            await incoming.body(self._broadcaster.body_writer()),
-            content_type=headers.get("content-type", ""),
-            traceparent=headers.get("traceparent"),
-            wait_seconds=prefer.wait_seconds,
-            idempotency_key=headers.get("idempotency-key"),
-        )
+        with self._broadcaster.body_writer(incoming.declared_length()) as writer:
+            result = await self._broadcaster.notify(
+                topic,
+                await incoming.body(writer),
+                content_type=headers.get("content-type", ""),
+                traceparent=headers.get("traceparent"),
+                wait_seconds=prefer.wait_seconds,
+                idempotency_key=headers.get("idempotency-key"),
+            )
         return result, prefer
 
 

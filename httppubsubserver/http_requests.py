@@ -45,6 +45,9 @@ __all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer",
 _LOG = logging.getLogger("httppubsub.server.http")
 
 _DISCARD_SECONDS = 10.0
+
+_MIN_BYTES_PER_SECOND = 1024
+"""A body that arrives more slowly is given up, however lively it drips."""
 _MAX_WAIT_SECONDS = 3600
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
@@ -92,12 +95,14 @@ def problem_response(error: PubSubError) -> JSONResponse:
 class Incoming:
     """One request as the server hands it over (ASGI): its headers once, its credentials, then its body."""
 
-    __slots__ = ("_broadcaster", "_complete", "_receive", "headers", "method", "path", "query")
+    __slots__ = ("_began", "_broadcaster", "_complete", "_read", "_receive", "headers", "method", "path", "query")
 
     def __init__(self, broadcaster: Broadcaster, scope: Scope, receive: Receive) -> None:
         self._broadcaster = broadcaster
         self._receive = receive
         self._complete = False
+        self._began = 0.0
+        self._read = 0
         self.method: str = scope["method"]
         raw_path: bytes | None = scope.get("raw_path")
         self.path = quote(scope["path"]) if raw_path is None else raw_path.decode("latin-1")
@@ -123,6 +128,15 @@ class Incoming:
             raise InvalidRequest(f"the query names {name!r} more than once")
         return values[0] if values else None
 
+    def declared_length(self) -> int | None:
+        """Content-Length; None when the body comes in chunks. Raises `InvalidRequest`."""
+        text = self.headers.get("content-length")
+        if text is None:
+            return None
+        if not text.isascii() or not text.isdecimal() or len(text) > 18:
+            raise InvalidRequest("Content-Length is not a length")
+        return int(text)
+
     async def body(self, writer: BodyWriter) -> Body:
         """Read the whole body into `writer` and compare it with Content-Digest, if there is one.
 
@@ -135,14 +149,11 @@ class Incoming:
         digest = headers.get("content-digest")
         expected = None if digest is None else parse_content_digest(digest)
         with writer:
-            length = headers.get("content-length", "0")
-            if not length.isdecimal():
-                raise InvalidRequest("Content-Length is not a length")
             try:
-                writer.expect(int(length))
+                writer.expect(self.declared_length() or 0)
                 while (chunk := await self._chunk()) is not None:
                     await writer.write(chunk)
-            except TooLarge:
+            except (TooLarge, Unavailable):
                 await self._discard()
                 raise
             body = await writer.finish()
@@ -167,6 +178,8 @@ class Incoming:
         if self._complete:
             return None
         seconds = self._broadcaster.config.body_idle_timeout_seconds
+        loop = asyncio.get_running_loop()
+        self._began = self._began or loop.time()
         try:
             async with asyncio.timeout(seconds):
                 event = await self._receive()
@@ -176,6 +189,9 @@ class Incoming:
             raise Disconnected
         self._complete = not event.get("more_body", False)
         chunk: bytes = event.get("body", b"")
+        self._read += len(chunk)
+        if not self._complete and loop.time() - self._began > seconds + self._read / _MIN_BYTES_PER_SECOND:
+            raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
         return chunk
 
     async def _discard(self) -> None:

@@ -7,13 +7,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from httppubsubclient.protocol.errors import PROBLEM_CONTENT_TYPE, WIRE, ConfigurationError, PubSubError
+from httppubsubclient.protocol.errors import PROBLEM_CONTENT_TYPE, WIRE, PubSubError
 from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
 
 __all__ = [
+    "APPLIED_HEADERS",
     "LIST_HEADERS",
     "NOTIFY_OPENAPI",
     "PRECONDITION_OPENAPI",
+    "SECURITY",
+    "SECURITY_SCHEMES",
     "SUBSCRIPTION_ID_OPENAPI",
     "HealthAnswer",
     "NotifyAnswer",
@@ -155,36 +158,57 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; see docs/protocol.md for the table.")
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the error answers with these statuses, with one example per code."""
-    return {status: _problem_entry(status) for status in statuses}
+def problems(*errors: type[PubSubError]) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI entries of these errors, by status, with one example for each."""
+    by_status: dict[int, list[type[PubSubError]]] = {}
+    for error in errors:
+        by_status.setdefault(WIRE[error].status, []).append(error)
+    return {status: _problem_entry(status, of_status) for status, of_status in sorted(by_status.items())}
 
 
-def _problem_entry(status: int) -> dict[str, Any]:
-    rows = [
-        (cls, wire)
-        for cls, wire in WIRE.items()
-        if wire.status == status and cls not in (PubSubError, ConfigurationError)
-    ]
+def _problem_entry(status: int, errors: list[type[PubSubError]]) -> dict[str, Any]:
     examples = {
-        cls.code: {
+        error.code: {
             "value": {
                 "type": "about:blank",
                 "status": status,
-                "title": wire.title,
-                "detail": (cls.__doc__ or "").splitlines()[0],
-                "code": cls.code,
+                "title": WIRE[error].title,
+                "detail": (error.__doc__ or "").splitlines()[0],
+                "code": error.code,
             }
         }
-        for cls, wire in rows
+        for error in errors
     }
     entry: dict[str, Any] = {
-        "description": " / ".join(wire.title for _, wire in rows),
+        "description": " / ".join(WIRE[error].title for error in errors),
         "content": {PROBLEM_CONTENT_TYPE: {"schema": Problem.model_json_schema(), "examples": examples}},
     }
-    if status == 503:
-        entry["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    if status in _PROBLEM_HEADERS:
+        name, description = _PROBLEM_HEADERS[status]
+        entry["headers"] = {name: {"description": description, "schema": {"type": "string"}}}
     return entry
+
+
+_PROBLEM_HEADERS = {
+    401: ("WWW-Authenticate", "`Signature` or `Bearer`: how to prove who you are."),
+    412: ("ETag", "Of the present set."),
+    503: ("Retry-After", "Seconds."),
+}
+
+SECURITY: dict[str, Any] = {
+    "security": [{"hmac": []}, {"token": []}, {}],
+}
+"""What each route but the probes asks for: the one that this broadcaster was set up with."""
+
+SECURITY_SCHEMES: dict[str, Any] = {
+    "hmac": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Signature",
+        "description": "RFC 9421 with hmac-sha256, together with Signature-Input; see docs/protocol.md.",
+    },
+    "token": {"type": "http", "scheme": "bearer"},
+}
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:
@@ -246,6 +270,10 @@ SUBSCRIPTION_ID_OPENAPI: dict[str, Any] = {
     ]
 }
 """Written here, not taken from a parameter of the function: any text may be asked for, what is unknown is a 404."""
+
+APPLIED_HEADERS: dict[str, Any] = {
+    "headers": {"Preference-Applied": {"description": "What of `Prefer` was honoured.", "schema": {"type": "string"}}}
+}
 
 NOTIFY_OPENAPI: dict[str, Any] = {
     "requestBody": {

@@ -26,6 +26,7 @@ from typing import Any
 import uvicorn
 
 from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.request_heads import MAX_HEAD_BYTES, bounded_http_protocol
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.stores import open_store
 
@@ -142,6 +143,7 @@ def _server(app: Any, config: ServerConfig) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
+            http=bounded_http_protocol(),
             # It would enter the broadcaster once more and keep it open while we drain it.
             lifespan="off",
             ws="none",
@@ -152,8 +154,7 @@ def _server(app: Any, config: ServerConfig) -> _Server:
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(config.shutdown_timeout_seconds) + _LAST_ANSWERS_SECONDS,
-            # A topic of 4096 bytes, each of them percent-encoded, and the headers of a signed request.
-            h11_max_incomplete_event_size=64 * 1024,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         )
     )
 

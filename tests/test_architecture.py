@@ -37,7 +37,7 @@ SERVER_ROWS = [
     {"__main__"},
 ]
 CLIENT_ROWS = [
-    {"bodies"},
+    {"bodies", "request_heads"},
     {"config", "buffer"},
     {"outgoing", "broadcasters", "listener"},
     {"subscriptions"},
@@ -48,6 +48,8 @@ CLIENT_ROWS = [
     {"cli"},
     {"__main__"},
 ]
+SHARED = ("httppubsubclient", "httppubsubclient.bodies", "httppubsubclient.request_heads")
+"""What the server may take from the client besides `protocol`."""
 UPWARD = {("broadcaster", "http_api")}
 """`Broadcaster.router`, inside the property."""
 
@@ -100,7 +102,7 @@ def test_the_core_reads_no_clock_and_no_randomness(name: str, path: Path) -> Non
 def test_the_server_takes_only_the_core_and_bodies_from_the_client(name: str, path: Path) -> None:
     for module in imports(path):
         if module.split(".")[0] == "httppubsubclient":
-            allowed = module in ("httppubsubclient", "httppubsubclient.bodies") or module.startswith(
+            allowed = module in SHARED or module.startswith(
                 "httppubsubclient.protocol"
             )
             assert allowed, f"{name} imports {module}"

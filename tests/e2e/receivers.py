@@ -42,9 +42,10 @@ class Receiver:
 
     async def start(self) -> asyncio.Server | None:
         if self.temper == "refuse":
-            with socket.socket() as unused:
-                unused.bind(("127.0.0.1", 0))
-                self.port = unused.getsockname()[1]
+            # Bound and not listening: connections are refused, and nobody else is given the port.
+            self.bound = socket.socket()
+            self.bound.bind(("127.0.0.1", 0))
+            self.port = self.bound.getsockname()[1]
             return None
         server = await asyncio.start_server(self.serve, "127.0.0.1", 0, limit=1 << 20)
         self.port = server.sockets[0].getsockname()[1]

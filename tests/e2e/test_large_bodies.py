@@ -77,6 +77,7 @@ async def test_a_gibibyte_arrives_whole_and_memory_stays_flat(site: Site, tmp_pa
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 async def test_five_gibibytes_to_three_subscribers_arrive_whole_and_memory_stays_flat(
     site: Site, tmp_path: Path
 ) -> None:

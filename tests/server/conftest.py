@@ -50,7 +50,13 @@ class ScriptedOutbound:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def post(
-        self, callback: CallbackUrl, head: bytes, body: Body, *, deadline: float, done: Callable[[Answer | AttemptFailed], None]
+        self,
+        callback: CallbackUrl,
+        head: bytes,
+        body: Body,
+        *,
+        deadline: float,
+        done: Callable[[Answer | AttemptFailed], None],
     ) -> asyncio.Task[None]:
         headers = dict(line.split(": ", 1) for line in head.decode("ascii").split("\r\n")[:-1])
         return asyncio.create_task(self._attempt(callback, headers, body, done))

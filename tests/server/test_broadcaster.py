@@ -235,6 +235,19 @@ async def test_small_bodies_go_to_a_file_when_memory_holds_enough(open_broadcast
             assert body.data is None
 
 
+async def test_what_bodies_may_hold_in_memory_is_shared_by_all_that_arrive(open_broadcaster: OpenBroadcaster) -> None:
+    broadcaster = await open_broadcaster(bodies_in_memory_bytes=1_000_000, spool_bytes=600_000)
+    with broadcaster.body_writer(600_000) as first, broadcaster.body_writer(600_000) as second:
+        for writer, in_memory in ((first, True), (second, False)):
+            await writer.write(b"x" * 600_000)
+            with await writer.finish() as body:
+                assert (body.data is not None) == in_memory
+    with broadcaster.body_writer(600_000) as again:
+        await again.write(b"x" * 600_000)
+        with await again.finish() as body:
+            assert body.data is not None
+
+
 async def test_a_broadcaster_that_is_not_open_says_so(tmp_path: Path) -> None:
     broadcaster = Broadcaster(ServerConfig(db=f"sqlite:///{tmp_path}/db"), secrets=NO_AUTH)
     with pytest.raises(Unavailable, match="not running"):

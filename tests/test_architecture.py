@@ -102,9 +102,7 @@ def test_the_core_reads_no_clock_and_no_randomness(name: str, path: Path) -> Non
 def test_the_server_takes_only_the_core_and_bodies_from_the_client(name: str, path: Path) -> None:
     for module in imports(path):
         if module.split(".")[0] == "httppubsubclient":
-            allowed = module in SHARED or module.startswith(
-                "httppubsubclient.protocol"
-            )
+            allowed = module in SHARED or module.startswith("httppubsubclient.protocol")
             assert allowed, f"{name} imports {module}"
 
 

@@ -55,6 +55,24 @@ async def test_an_exception_is_logged_and_the_next_message_is_handled(
     assert "not this one" in caplog.text
 
 
+async def test_a_cancelled_task_that_the_function_waited_for_does_not_end_the_callback(
+    client: HttpPubSubClient, wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[str] = []
+
+    async def take(message: Message) -> None:
+        got.append(message.message_id)
+        other = asyncio.create_task(asyncio.Event().wait())
+        other.cancel()
+        await other
+
+    await client.on(b"foo/bar", take)
+    await wire.deliver(EXACT, message_id="msg_1")
+    await wire.deliver(EXACT, message_id="msg_2")
+    await until(lambda: len(got) == 2)
+    assert "CancelledError" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("pattern", "kind", "shown"),
     [

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from httppubsubclient.client import BroadcastersUnavailable, HttpPubSubClient
-from httppubsubclient.protocol.errors import Forbidden, Unavailable
+from httppubsubclient.protocol.errors import Forbidden, InvalidRequest, Unavailable
 from httppubsubclient.protocol.patterns import Pattern
 from tests.client.conftest import CALLBACK, HOST, FakeBroadcaster, Wire, config, cut_off, refuse, unreachable, until
 
@@ -189,6 +189,16 @@ async def test_deleting_what_the_broadcaster_has_forgotten_is_fine(
     async with client.subscribe_exact(b"a"):
         broadcaster.kept.clear()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_more_patterns_than_a_broadcaster_takes_are_refused_at_once(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster
+) -> None:
+    too_many = client.subscribe(exact=[f"topic/{number}".encode() for number in range(10_001)])
+    with pytest.raises(InvalidRequest, match="10000 patterns"):
+        async with too_many:
+            pass
+    assert broadcaster.requests == []
 
 
 async def test_what_another_process_has_taken_over_stays_when_we_leave(broadcaster: FakeBroadcaster) -> None:

@@ -1,7 +1,8 @@
 """The code that the library promised before it was written, as its first users know it.
 
 The port, the addresses and the file are arguments; `asyncio` is imported, inner quotes are double (f-strings before
-Python 3.12), the two notifies at the end find a file, and `main` is run. All else is the surface that must not change.
+Python 3.12), the two notifies at the end find a file, `with_timeout` waits for half a second instead of five, and
+`main` is run. All else is the surface that must not change.
 """
 
 from httppubsubclient.client import HttpPubSubClient

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import httpx
 
+from httppubsubclient.client import HttpPubSubClient
+from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
 from tests.e2e.conftest import open_client
-from tests.e2e.processes import Site, until
+from tests.e2e.processes import Process, Site, until
 
 
 async def test_subscriptions_survive_a_broadcaster_that_is_killed(site: Site) -> None:
@@ -37,6 +39,26 @@ async def test_what_one_process_answered_the_other_sees_200_times(site: Site) ->
                     result = await publisher.notify(topic=topic, data=b"x")
                     assert (result.matched, result.notified) == (1, 1), number
                     assert (await anext(subscription)).topic == topic
+
+
+async def test_a_rolling_restart_with_the_same_host_keeps_the_subscription(site: Site, broadcaster: Process) -> None:
+    url = await broadcaster.url()
+    async with AsyncExitStack() as old_life:
+        old = await old_life.enter_async_context(open_client(site, url))
+        await old_life.enter_async_context(old.subscribe_glob("foo/*"))
+        send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
+        same_host = HttpPubSubConfig(
+            host=old.callback_url.removesuffix("/v1/receive"),
+            send_auth=send_auth,
+            receive_auth=receive_auth,
+            broadcasters=[url],
+        )
+        async with HttpPubSubClient(same_host) as new, new.subscribe_glob("foo/*"):
+            await old_life.aclose()
+            # Nobody listens at the old address any more; that the subscription is there is what counts.
+            assert (await new.notify(topic=b"foo/bar", data=b"x", wait=0)).matched == 1
+        async with open_client(site, url) as publisher:
+            assert (await publisher.notify(topic=b"foo/bar", data=b"x")).matched == 0
 
 
 class HoldingReceiver:

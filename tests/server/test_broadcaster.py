@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 from base64 import b64encode
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from httppubsubclient.protocol.credentials import Credentials, Key, Secrets, ver
 from httppubsubclient.protocol.errors import (
     ConfigurationError,
     Conflict,
+    InvalidRequest,
     InvalidTopic,
     NotFound,
     Unavailable,
@@ -212,6 +214,79 @@ async def test_a_publisher_that_goes_away_does_not_leave_its_key_claimed(
     release.set()
     assert (await broadcaster.notify(b"t", b"x", idempotency_key="k")).notified == 1
     assert len(outbound.posts) == 1
+
+
+async def test_a_message_that_is_out_is_answered_as_such_whatever_the_store_says_then(
+    broadcaster: Broadcaster, outbound: ScriptedOutbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anything else would make the publisher send it again."""
+    await subscribe(broadcaster, A, b"t")
+    finish_once, failures = broadcaster.store.finish_once, [1, 2]
+
+    async def in_trouble(key: str, *, answer: str) -> None:
+        if failures:
+            failures.pop()
+            raise Unavailable("the database is locked")
+        await finish_once(key, answer=answer)
+
+    monkeypatch.setattr(broadcaster.store, "finish_once", in_trouble)
+    first = await broadcaster.notify(b"t", b"x", idempotency_key="k")
+    assert first.notified == 1
+    assert await broadcaster.notify(b"t", b"x", idempotency_key="k") == first
+    assert len(outbound.posts) == 1
+
+
+async def test_nobody_waits_for_another_s_answer_while_the_broadcaster_stops(
+    broadcaster: Broadcaster, outbound: ScriptedOutbound
+) -> None:
+    release = asyncio.Event()
+    await subscribe(broadcaster, A, b"t")
+    outbound.hangs(A, release)
+    first = asyncio.create_task(broadcaster.notify(b"t", b"x", idempotency_key="k"))
+    await outbound.until(lambda: outbound.in_flight == 1)
+    second = asyncio.create_task(broadcaster.notify(b"t", b"x", idempotency_key="k"))
+    await asyncio.sleep(0)
+    broadcaster.start_draining()
+    with pytest.raises(Unavailable, match="shutting down"):
+        await second
+    release.set()
+    assert (await first).notified == 1
+
+
+async def test_a_subscription_that_was_renewed_after_the_delivery_began_survives_its_410(
+    broadcaster: Broadcaster, outbound: ScriptedOutbound
+) -> None:
+    subscription = await subscribe(broadcaster, A, b"t")
+
+    async def renewed_meanwhile(_: object) -> int:
+        await subscribe(broadcaster, A, b"t")
+        return 410
+
+    outbound.scripts[A] = renewed_meanwhile
+    assert (await broadcaster.notify(b"t", b"x")).failed == 1
+    await broadcaster.drained()
+    assert (await broadcaster.subscription(subscription.id)).id == subscription.id
+
+
+async def test_a_database_that_has_gone_back_is_loaded_anew(tmp_path: Path, outbound: ScriptedOutbound) -> None:
+    path = tmp_path / "db"
+    config = ServerConfig(db=f"sqlite:///{path}")
+    async with Broadcaster(config, secrets=NO_AUTH, outbound=outbound) as broadcaster:
+        await subscribe(broadcaster, A, b"kept")
+        with sqlite3.connect(path) as live, sqlite3.connect(tmp_path / "backup") as backup:
+            live.backup(backup)
+            await subscribe(broadcaster, A, b"lost")
+            assert (await broadcaster.notify(b"lost", b"")).matched == 1
+            backup.backup(live)
+        live.close()
+        backup.close()
+        assert (await broadcaster.notify(b"lost", b"")).matched == 0
+        assert (await broadcaster.notify(b"kept", b"")).matched == 1
+
+
+async def test_text_is_no_message(broadcaster: Broadcaster) -> None:
+    with pytest.raises(InvalidRequest, match="encode"):
+        await broadcaster.notify(b"t", "text")  # type: ignore[arg-type]
 
 
 async def test_too_many_notifies_at_once_are_refused(

@@ -33,6 +33,20 @@ async def test_all_subscribers_are_called_at_once(
     assert (result.matched, result.notified, result.pending, result.failed) == (50, 50, 0, 0)
 
 
+async def test_a_large_fan_out_does_not_hold_up_a_small_one(
+    open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_broadcaster()
+    for number in range(2000):
+        await subscribe(broadcaster, url(2000 + number), b"large")
+    await subscribe(broadcaster, url(5000), b"small")
+    large = asyncio.create_task(broadcaster.notify(b"large", b"x"))
+    await outbound.until(lambda: bool(outbound.posts))
+    assert (await broadcaster.notify(b"small", b"y")).notified == 1
+    assert not large.done()
+    assert (await large).notified == 2000
+
+
 async def test_attempts_are_bounded_per_host_and_in_total(
     open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound
 ) -> None:

@@ -54,6 +54,14 @@ class TestSubscribing:
         assert await store.subscription(subscription_id, now=NOW) is None
         assert await everything(store) == []
 
+    async def test_a_removal_that_is_about_an_earlier_lease_changes_nothing(self, store: Store) -> None:
+        subscription_id = await put(store, A, b"t")
+        before = await store.subscription(subscription_id, now=NOW)
+        assert before is not None
+        assert not await store.unsubscribe(subscription_id, now=NOW, expires_at=before.expires_at - 1)
+        assert await store.subscription(subscription_id, now=NOW) == before
+        assert await store.unsubscribe(subscription_id, now=NOW, expires_at=before.expires_at)
+
     async def test_an_unknown_id_is_nothing(self, store: Store) -> None:
         assert await store.subscription("sub_unknown", now=NOW) is None
         assert not await store.unsubscribe("sub_unknown", now=NOW)

@@ -87,6 +87,10 @@ def receiver_command(directory: Path) -> list[str]:
     return [str(program), str(PORTS)]
 
 
+class NotTaken(Exception):
+    """A contestant answered something else than success."""
+
+
 def publish(url: str, connections: int, seconds: float, secrets: Path | None) -> dict[str, float]:
     command = [sys.executable, str(HERE / "publisher.py"), url, str(connections), str(seconds)]
     if secrets is not None:
@@ -99,7 +103,7 @@ def publish(url: str, connections: int, seconds: float, secrets: Path | None) ->
         preexec_fn=lambda: os.sched_setaffinity(0, OTHERS),
     )
     if done.returncode != 0:
-        raise SystemExit(done.stderr)
+        raise NotTaken(done.stderr.strip().splitlines()[0])
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -110,6 +114,7 @@ class Contestant:
     def __init__(self, name: str, pid: int, url: str, secrets: Path | None, connections: int) -> None:
         self.name, self.pid, self.url, self.secrets, self.connections = name, pid, url, secrets, connections
         self.rounds: list[Round] = []
+        self.broken = False
 
     def run(self, receiver: int, subscribers: int, seconds: float) -> None:
         before, receiver_before, start = cpu_seconds(self.pid), cpu_seconds(receiver), time.perf_counter()
@@ -204,7 +209,12 @@ def measure(subscribers: int, rounds: int, seconds: float, directory: Path) -> N
         contestants.append(BareLoop(bare))
         for _ in range(rounds):
             for contestant in contestants:
-                contestant.run(receiver.pid, subscribers, seconds)
+                try:
+                    if not contestant.broken:
+                        contestant.run(receiver.pid, subscribers, seconds)
+                except NotTaken as error:
+                    contestant.broken = True
+                    print(f"({contestant.name} is out at {subscribers} subscribers: {error})", file=sys.stderr)
         report(subscribers, contestants)
 
 

@@ -44,7 +44,8 @@ CLIENT_ROWS = [
     {"registrations", "callbacks"},
     {"receiver"},
     {"client"},
-    {"cli_signatures"},
+    {"cli_connection"},
+    {"cli_listen", "cli_notify", "cli_signatures"},
     {"cli"},
     {"__main__"},
 ]

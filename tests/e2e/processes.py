@@ -24,6 +24,7 @@ class Process:
     """A child process whose output is collected while it runs."""
 
     def __init__(self, child: asyncio.subprocess.Process, name: str) -> None:
+        self.deadline_seconds = DEADLINE_SECONDS
         self.child = child
         self.name = name
         self.lines: list[str] = []
@@ -46,7 +47,7 @@ class Process:
         self, count: int, condition: Callable[[str], bool] = lambda _: True, *, after: int = 0
     ) -> list[str]:
         """The first `count` such lines; waits for them."""
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(self.deadline_seconds):
             while True:
                 found = [line for line in self.lines[after:] if condition(line)]
                 if len(found) >= count:
@@ -68,7 +69,7 @@ class Process:
 
     async def ended(self) -> int:
         """Its exit status, once it has ended and everything that it wrote is read."""
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(self.deadline_seconds):
             status = await self.child.wait()
             await asyncio.gather(*self._readers)
         return status

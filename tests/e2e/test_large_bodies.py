@@ -11,10 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.e2e.processes import Process, Site
+from tests.e2e.processes import DEADLINE_SECONDS, Process, Site
 from tests.e2e.test_main_job import subscribed
 
 MEBIBYTE = 1024 * 1024
+SLOWEST_BYTES_PER_SECOND = 10_000_000
 ALLOWED_GROWTH = 64 * MEBIBYTE
 
 
@@ -58,6 +59,8 @@ async def send_to(site: Site, size: int, subscribers: int, tmp_path: Path, *opti
         publisher = await stack.enter_async_context(
             site.client(url, "notify", "files/large", "--file", tmp_path / "large", "--json")
         )
+        for process in (publisher, *listeners):
+            process.deadline_seconds = DEADLINE_SECONDS + size / SLOWEST_BYTES_PER_SECOND
         measuring = asyncio.create_task(peak_until_ended(publisher))
         lines = [await listener.line(lambda line: json.loads(line)["topic"] == "files/large") for listener in listeners]
         assert await publisher.ended() == 0, publisher.output()

@@ -1,0 +1,54 @@
+"""Which broadcasters the commands talk to, and with which secrets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, cast
+
+__all__ = ["BROADCASTERS_VARIABLE", "SECRETS_VARIABLE", "broadcasters", "connection_options", "credentials"]
+
+SECRETS_VARIABLE = "HTTPPUBSUB_CLIENT_SECRETS"
+BROADCASTERS_VARIABLE = "HTTPPUBSUB_CLIENT_BROADCASTERS"
+DEFAULT_SECRETS = "subscriber-secrets.json"
+
+
+def credentials(options: argparse.Namespace) -> tuple[Any, Any]:
+    """What --secrets names: to broadcasters, to subscribers."""
+    from httppubsubclient.config import get_auth_config_from_file
+
+    return get_auth_config_from_file(options.secrets)
+
+
+def broadcasters(options: argparse.Namespace) -> list[str] | None:
+    """What --broadcaster or the variable names; None: those of the secrets file."""
+    if options.broadcaster:
+        return cast(list[str], options.broadcaster)
+    listed = os.environ.get(BROADCASTERS_VARIABLE, "")
+    return [url.strip() for url in listed.split(",") if url.strip()] or None
+
+
+def connection_options() -> argparse.ArgumentParser:
+    """The options that all commands share."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--secrets",
+        metavar="FILE",
+        default=os.environ.get(SECRETS_VARIABLE) or DEFAULT_SECRETS,
+        help="subscriber-secrets.json, made by httppubsubserver --setup "
+        f"(default: what ${SECRETS_VARIABLE} names, or ./{DEFAULT_SECRETS})",
+    )
+    common.add_argument(
+        "--broadcaster",
+        metavar="URL",
+        action="append",
+        help=f"instead of those in the secrets file; may be repeated (or ${BROADCASTERS_VARIABLE}, comma-separated)",
+    )
+    common.add_argument(
+        "--timeout",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long broadcasters that do not answer are tried again, all together (default: %(default)g)",
+    )
+    return common

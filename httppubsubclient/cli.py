@@ -38,6 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         abandon_stdout()
         return 1
+    except SystemExit:
+        # --help and --version end here, and what they printed may still be buffered.
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            abandon_stdout()
+        raise
     except PubSubError as error:
         print(f"httppubsubclient: {_advice(error)}", file=sys.stderr)
         return 1

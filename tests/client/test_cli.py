@@ -318,7 +318,7 @@ def test_a_warning_of_the_library_is_one_line_with_the_name_of_the_program(secre
     ("arguments", "kind"),
     [
         (arguments, kind)
-        for arguments in (["-"], ["--json", "-"], ["--file", "-"], ["--file", "/dev/stdin"])
+        for arguments in (["--json", "-"], ["--file", "/dev/stdin"])
         for kind in ("pipe", "file", "socket", "nothing")
         if not (kind == "socket" and "/dev/stdin" in arguments)  # a socket cannot be opened by its name
     ],

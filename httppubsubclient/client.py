@@ -19,7 +19,6 @@ import inspect
 import logging
 import math
 import os
-import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -35,7 +34,12 @@ from httppubsubclient.config import HttpPubSubConfig
 from httppubsubclient.listener import bound_socket, listening
 from httppubsubclient.outgoing import Publishable, SyncFile, open_outgoing
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest
-from httppubsubclient.protocol.messages import NotifyResult, content_type_or_default, parse_traceparent
+from httppubsubclient.protocol.messages import (
+    NotifyResult,
+    check_idempotency_key,
+    content_type_or_default,
+    parse_traceparent,
+)
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
 from httppubsubclient.protocol.topics import check_topic, encode_topic
 from httppubsubclient.receiver import Receiver, ReceiverLimits, receiving_app, receiving_router
@@ -45,8 +49,6 @@ from httppubsubclient.subscriptions import Message, Subscription
 __all__ = ["BroadcastersUnavailable", "Callback", "HttpPubSubClient", "Message", "NotifyResult", "Subscription"]
 
 logger = logging.getLogger(__name__)
-
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,9 +376,7 @@ def _notify_headers(
 ) -> dict[str, str]:
     headers = {}
     if idempotency_key is not None:
-        if not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-            raise InvalidRequest("an idempotency_key has 1 to 255 visible ASCII characters")
-        headers["idempotency-key"] = idempotency_key
+        headers["idempotency-key"] = check_idempotency_key(idempotency_key)
     preferences = ["respond-async"] if respond_async else []
     if wait is not None:
         if not 0 <= wait <= 86_400:

@@ -10,32 +10,23 @@ import asyncio
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
 from httppubsubclient.bodies import Body
-from httppubsubclient.protocol.errors import Conflict, InvalidRequest, PubSubError, Unavailable
-from httppubsubclient.protocol.messages import Notification, NotifyResult
+from httppubsubclient.protocol.errors import Conflict, PubSubError, Unavailable
+from httppubsubclient.protocol.messages import Notification, NotifyResult, check_idempotency_key
 from httppubsubserver.stores import Remembered, Store
 
-__all__ = ["Once", "check_idempotency_key", "fingerprint_of"]
+__all__ = ["Once", "fingerprint_of"]
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _FIRST_POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
 _LEASE_MARGIN_SECONDS = 10.0
 _FINISH_AGAIN_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5)
 
 _LOG = logging.getLogger("httppubsub.server")
-
-
-def check_idempotency_key(key: str) -> str:
-    """1 to 255 visible ASCII characters. Raises `InvalidRequest`."""
-    if not _KEY.fullmatch(key):
-        raise InvalidRequest("an Idempotency-Key has 1 to 255 visible ASCII characters")
-    return key
 
 
 def fingerprint_of(notification: Notification) -> bytes:

@@ -28,6 +28,7 @@ __all__ = [
     "NotifyResult",
     "SubscribeRequest",
     "Subscription",
+    "check_idempotency_key",
     "content_type_or_default",
     "delivery_headers",
     "format_time",
@@ -48,6 +49,7 @@ _TIMESTAMP = re.compile(r"[0-9]{10,12}", re.ASCII)
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _FRAGMENT = re.compile(r"[!-~]{1,2048}", re.ASCII)
 _HEADER_TEXT = re.compile(r"[\x20-\x7e]+", re.ASCII)
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -204,6 +206,13 @@ def content_type_or_default(value: str | None) -> str:
     if len(value) > MAX_CONTENT_TYPE_LENGTH or not _HEADER_TEXT.fullmatch(value):
         raise InvalidRequest(f"Content-Type is printable ASCII of at most {MAX_CONTENT_TYPE_LENGTH} characters")
     return value
+
+
+def check_idempotency_key(key: str) -> str:
+    """1 to 255 visible ASCII characters. Raises `InvalidRequest`."""
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest("an Idempotency-Key has 1 to 255 visible ASCII characters")
+    return key
 
 
 def parse_traceparent(value: str | None) -> str | None:

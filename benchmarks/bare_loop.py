@@ -1,7 +1,7 @@
 """The broadcaster's own connections with prepared bytes and nothing else: how fast it could be at most.
 
-For each line of standard input, a number of seconds, it POSTs to the URLs of its arguments for so long, each of them
-in turn as often as the others, and prints its requests a second.
+Prints `ready`. For each line of standard input, a number of seconds, it POSTs to the URLs of its arguments for so long,
+each of them in turn as often as the others, and prints its requests a second.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Loop:
 async def main() -> None:
     callbacks = [parse_callback_url(url) for url in sys.argv[1:]]
     async with open_outbound(connections_per_origin=64, max_answer_bytes=65536, ca_file=None) as outbound:
+        print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             print(await Loop(outbound, callbacks, float(line)).run(), flush=True)
 

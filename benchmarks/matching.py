@@ -28,7 +28,7 @@ def realistic(count: int, source: random.Random) -> list[str]:
 
 def microseconds(work: Callable[[], object], budget_seconds: float) -> float:
     """Median duration of one call."""
-    samples = []
+    samples: list[float] = []
     end = time.perf_counter() + budget_seconds
     while time.perf_counter() < end or len(samples) < 3:
         start = time.perf_counter()

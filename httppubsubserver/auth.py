@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from httppubsubclient.protocol.credentials import Credentials, verify_request
 from httppubsubclient.protocol.errors import Replayed, Unauthorized
@@ -15,8 +15,7 @@ __all__ = ["Authenticator", "Principal"]
 _CHALLENGES = {"hmac": "Signature", "token": "Bearer", "none": None}
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(NamedTuple):
     """Who made a request: the id of the key that proved it, None where no proof is asked for."""
 
     key_id: str | None
@@ -37,32 +36,27 @@ class Authenticator:
         self, *, method: str, path: str, query: str, headers: Mapping[str, str], has_body: bool
     ) -> Principal:
         """Raises `Unauthorized` or `Replayed`. Reads nothing of the body: its digest is among the headers."""
+        now = self._clock()
         try:
-            return await self._authenticate(method, path, query, headers, has_body)
+            proof = verify_request(
+                self._credentials,
+                method=method,
+                path=path,
+                query=query,
+                headers=headers,
+                has_body=has_body,
+                now=now,
+                tolerance_seconds=self._tolerance_seconds,
+            )
+            if proof.nonce is not None and proof.replay_until is not None:
+                first = await self._store.remember_once(
+                    f"{proof.key_id}:{proof.nonce}",
+                    until=int(proof.replay_until * 1_000_000),
+                    now=int(now * 1_000_000),
+                )
+                if not first:
+                    raise Replayed("this signature was used before; sign each request anew, with a nonce of its own")
         except Unauthorized as error:
             error.challenge = _CHALLENGES[self._credentials.type]
             raise
-
-    async def _authenticate(
-        self, method: str, path: str, query: str, headers: Mapping[str, str], has_body: bool
-    ) -> Principal:
-        now = self._clock()
-        proof = verify_request(
-            self._credentials,
-            method=method,
-            path=path,
-            query=query,
-            headers=headers,
-            has_body=has_body,
-            now=now,
-            tolerance_seconds=self._tolerance_seconds,
-        )
-        if proof.nonce is not None and proof.replay_until is not None:
-            first = await self._store.remember_once(
-                f"{proof.key_id}:{proof.nonce}",
-                until=int(proof.replay_until * 1_000_000),
-                now=int(now * 1_000_000),
-            )
-            if not first:
-                raise Replayed("this signature was used before; sign each request anew, with a nonce of its own")
         return Principal(proof.key_id)

@@ -14,10 +14,10 @@ import asyncio
 import logging
 import random
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from functools import cached_property, partial
-from secrets import token_urlsafe
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -40,6 +40,7 @@ from httppubsubserver.delivery.dispatcher import Dispatcher
 from httppubsubserver.delivery.outbound import Outbound, open_outbound
 from httppubsubserver.directory import Directory
 from httppubsubserver.idempotency import Once, fingerprint_of
+from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, Store, open_store
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _LOG = logging.getLogger("httppubsub.server")
 
 _PRUNE_SECONDS = 30.0
 _SMALLEST_SPOOL_BYTES = 64 * 1024
+_MESSAGE_ID_BYTES = 18  # a multiple of three: base64 without padding
 
 T = TypeVar("T")
 
@@ -188,7 +190,7 @@ class Broadcaster:
         try:
             self.check_accepting()
             notification = Notification(
-                message_id=f"msg_{token_urlsafe(16)}",
+                message_id=_new_message_id(),
                 topic=check_topic(topic),
                 content_type=content_type_or_default(content_type),
                 sha256=body.sha256,
@@ -198,10 +200,10 @@ class Broadcaster:
         except BaseException:
             body.close()
             raise
-        work = partial(self._notify, notification, body, wait_seconds)
         if idempotency_key is None:
-            return await work()
+            return await self._notify(notification, body, wait_seconds)
         # In a task of its own: a publisher that goes away must not leave its key claimed and unanswered.
+        work = partial(self._notify, notification, body, wait_seconds)
         running_seconds = self.config.notify_timeout_seconds + body.size / self.config.min_bytes_per_second
         fingerprint = fingerprint_of(notification)
         return await asyncio.shield(
@@ -220,9 +222,12 @@ class Broadcaster:
             if self._matching == 0:
                 self._matched.set()
         fanout = self._dispatcher.start(notification, body, targets)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait_seconds):
-                await fanout.done.wait()
+        if wait_seconds is None:
+            await fanout.finished()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_seconds):
+                    await fanout.finished()
         return NotifyResult(
             message_id=notification.message_id,
             matched=fanout.matched,
@@ -366,6 +371,10 @@ class Broadcaster:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _new_message_id() -> str:
+    return "msg_" + urlsafe_b64encode(random_bytes(_MESSAGE_ID_BYTES)).decode("ascii")
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

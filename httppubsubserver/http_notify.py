@@ -5,8 +5,8 @@ Its OpenAPI entry stands in http_api.py.
 
 from __future__ import annotations
 
-import json
 import logging
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,11 +21,20 @@ __all__ = ["NotifyEndpoint"]
 _LOG = logging.getLogger("httppubsub.server.http")
 
 
+_SMALL_BYTES = 64 * 1024
+"""A body up to this is held in memory however full that is."""
+
+_RESULT = b'{"message_id": "%b", "matched": %d, "notified": %d, "pending": %d, "failed": %d}'
+"""NotifyResult.to_json, made by hand: nothing in it needs to be escaped."""
+
+
 class NotifyEndpoint:
     """The ASGI application behind `/v1/notify`."""
 
     def __init__(self, broadcaster: Broadcaster) -> None:
         self._broadcaster = broadcaster
+        config = broadcaster.config
+        self._small_bytes = min(_SMALL_BYTES, config.spool_bytes, config.max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -52,20 +61,24 @@ class NotifyEndpoint:
         headers = incoming.headers
         prefer = parse_prefer(headers.get("prefer"))
         self._broadcaster.check_accepting()
-        with self._broadcaster.body_writer(incoming.declared_length()) as writer:
-            result = await self._broadcaster.notify(
-                topic,
-                await incoming.body(writer),
-                content_type=headers.get("content-type", ""),
-                traceparent=headers.get("traceparent"),
-                wait_seconds=prefer.wait_seconds,
-                idempotency_key=headers.get("idempotency-key"),
-            )
-        return result, prefer
+        notify = partial(
+            self._broadcaster.notify,
+            topic,
+            content_type=headers.get("content-type", ""),
+            traceparent=headers.get("traceparent"),
+            wait_seconds=prefer.wait_seconds,
+            idempotency_key=headers.get("idempotency-key"),
+        )
+        length = incoming.declared_length()
+        if length is not None and length <= self._small_bytes:
+            return await notify(await incoming.small_body()), prefer
+        with self._broadcaster.body_writer(length) as writer:
+            return await notify(await incoming.body(writer)), prefer
 
 
 async def _answer(send: Send, result: NotifyResult, prefer: Prefer) -> None:
-    body = json.dumps(result.to_json()).encode("ascii")
+    message_id = result.message_id.encode("ascii")
+    body = _RESULT % (message_id, result.matched, result.notified, result.pending, result.failed)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if prefer.applied is not None:
         headers.append((b"preference-applied", prefer.applied.encode("ascii")))

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import re
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from httppubsubclient.protocol.errors import (
 )
 from httppubsubclient.protocol.headers import parse_headers
 from httppubsubclient.protocol.signatures import parse_content_digest
+from httppubsubclient.waiting import within
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 
@@ -142,12 +144,7 @@ class Incoming:
 
         Raises `TooLarge`, `TooSlow`, `DigestMismatch`, `UnsupportedMediaType`, `Disconnected`.
         """
-        headers = self.headers
-        encoding = headers.get("content-encoding", "identity").lower()
-        if encoding != "identity":
-            raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken: send the body as it is")
-        digest = headers.get("content-digest")
-        expected = None if digest is None else parse_content_digest(digest)
+        expected = self._expected_digest()
         with writer:
             try:
                 writer.expect(self.declared_length() or 0)
@@ -157,10 +154,18 @@ class Incoming:
                 await self._discard()
                 raise
             body = await writer.finish()
-        if expected is not None and not hmac.compare_digest(expected, body.sha256):
-            body.close()
-            raise DigestMismatch("the body is not the one that Content-Digest names")
-        return body
+        return _checked(body, expected)
+
+    async def small_body(self) -> Body:
+        """As `body`, for one whose declared length is small enough to be held in memory in any case."""
+        expected = self._expected_digest()
+        data = await self._chunk() or b""
+        if not self._complete:
+            pieces = [data]
+            while (chunk := await self._chunk()) is not None:
+                pieces.append(chunk)
+            data = b"".join(pieces)
+        return _checked(Body.of(data), expected)
 
     async def json(self, model: type[M], *, max_bytes: int) -> M:
         """Read a small JSON body strictly. Raises as `body` does, and `InvalidRequest`."""
@@ -173,26 +178,37 @@ class Incoming:
         except ValidationError as error:
             raise InvalidRequest(_described(error.errors())) from None
 
+    def _expected_digest(self) -> bytes | None:
+        headers = self.headers
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding != "identity":
+            raise UnsupportedMediaType(f"Content-Encoding {encoding!r} is not taken: send the body as it is")
+        digest = headers.get("content-digest")
+        return None if digest is None else parse_content_digest(digest)
+
     async def _chunk(self) -> bytes | None:
         """The next piece of the body, None at its end."""
         if self._complete:
             return None
         seconds = self._broadcaster.config.body_idle_timeout_seconds
-        loop = asyncio.get_running_loop()
-        self._began = self._began or loop.time()
         try:
-            async with asyncio.timeout(seconds):
-                event = await self._receive()
+            event = await within(seconds, self._receive())
         except TimeoutError:
             raise TooSlow(f"nothing of the body arrived for {seconds:g} seconds") from None
         if event["type"] == "http.disconnect":
             raise Disconnected
         self._complete = not event.get("more_body", False)
         chunk: bytes = event.get("body", b"")
-        self._read += len(chunk)
-        if not self._complete and loop.time() - self._began > seconds + self._read / _MIN_BYTES_PER_SECOND:
-            raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
+        if not self._complete:
+            self._check_pace(len(chunk), seconds)
         return chunk
+
+    def _check_pace(self, size: int, seconds: float) -> None:
+        now = time.monotonic()
+        self._began = self._began or now
+        self._read += size
+        if now - self._began > seconds + self._read / _MIN_BYTES_PER_SECOND:
+            raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
 
     async def _discard(self) -> None:
         """Read on for a while: closing on a sender in mid-sentence resets the connection, and it never sees why.
@@ -232,6 +248,13 @@ def parse_prefer(header: str | None) -> Prefer:
     if any(token.lower() == "respond-async" for token in tokens):
         return Prefer(0.0, "respond-async")
     return _PREFER_NOTHING
+
+
+def _checked(body: Body, expected: bytes | None) -> Body:
+    if expected is not None and not hmac.compare_digest(expected, body.sha256):
+        body.close()
+        raise DigestMismatch("the body is not the one that Content-Digest names")
+    return body
 
 
 def _described(errors: Sequence[Any]) -> str:

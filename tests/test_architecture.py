@@ -20,8 +20,16 @@ PURE = {
 
 # Lower rooms first: a module may import those of its own row and above in this table, never of a row below.
 SERVER_ROWS = [
-    {"config"},
-    {"migrations", "stores", "stores.batches", "stores.identity", "stores.sqlite_file", "stores.sqlite"},
+    {"config", "randomness"},
+    {
+        "migrations",
+        "stores",
+        "stores.batches",
+        "stores.identity",
+        "stores.sqlite_file",
+        "stores.sqlite_version",
+        "stores.sqlite",
+    },  # fmt: skip
     {"directory", "auth", "idempotency", "delivery"},
     {"delivery.answers"},
     {"delivery.connections", "delivery.dialing"},
@@ -37,7 +45,7 @@ SERVER_ROWS = [
     {"__main__"},
 ]
 CLIENT_ROWS = [
-    {"bodies", "request_heads"},
+    {"bodies", "replay_file", "request_heads", "waiting"},
     {"config", "buffer"},
     {"outgoing", "broadcasters", "listener"},
     {"subscriptions"},
@@ -49,7 +57,10 @@ CLIENT_ROWS = [
     {"cli"},
     {"__main__"},
 ]
-SHARED = ("httppubsubclient", "httppubsubclient.bodies", "httppubsubclient.request_heads")
+SHARED = (
+    "httppubsubclient",
+    *(f"httppubsubclient.{room}" for room in ("bodies", "replay_file", "request_heads", "waiting")),
+)
 """What the server may take from the client besides `protocol`."""
 UPWARD = {("broadcaster", "http_api")}
 """`Broadcaster.router`, inside the property."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from httppubsubclient.protocol.errors import InvalidRequest, Unauthorized
@@ -35,10 +34,13 @@ from httppubsubclient.protocol.signatures import (
     Profile,
     Reason,
     SignatureClaim,
+    component_list,
     content_digest,
     holds,
+    own_holds,
     parse_content_digest,
     parse_signatures,
+    read_own,
     sign,
     signature_base,
 )
@@ -66,11 +68,17 @@ _ACCEPTED = {
 }
 _BEARER = re.compile(r"bearer +([!-~]+) *", re.ASCII | re.IGNORECASE)
 _DELIVERY_HEADERS = DELIVERY.always[1:]
+_MUST_COVER = {
+    (False, False): REQUEST.always,
+    (True, False): (*REQUEST.always, "content-digest"),
+    (False, True): (*REQUEST.always, "idempotency-key"),
+    (True, True): (*REQUEST.always, "content-digest", "idempotency-key"),
+}
+"""With a body or without, with an idempotency key or without."""
 _NONCE = re.compile(r"[!-~]{16,64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(NamedTuple):
     """What a verified request has proven."""
 
     key_id: str | None
@@ -145,7 +153,8 @@ def verify_request(
     """
     must_cover = _request_must_cover(headers, has_body)
     request_line = _request_line(method, path, query)
-    return _verify(_Strict(), credentials, REQUEST, must_cover, request_line, headers, now, tolerance_seconds)
+    proof = _accepted_at_once(credentials, must_cover, request_line, headers, now, tolerance_seconds)
+    return proof or _verify(_Strict(), credentials, REQUEST, must_cover, request_line, headers, now, tolerance_seconds)
 
 
 def verify_delivery(
@@ -157,7 +166,8 @@ def verify_delivery(
     trusted: `webhook-timestamp` (freshness is that of `created`), `content-type`, `pubsub-fragment`, `traceparent`.
     """
     line = {"@method": method}
-    return _verify(_Strict(), credentials, DELIVERY, DELIVERY.always, line, headers, now, tolerance_seconds)
+    proof = _accepted_at_once(credentials, DELIVERY.always, line, headers, now, tolerance_seconds)
+    return proof or _verify(_Strict(), credentials, DELIVERY, DELIVERY.always, line, headers, now, tolerance_seconds)
 
 
 def explain_request(
@@ -301,6 +311,37 @@ def _explain(
         trail.begin(claim.label)
         _check(trail, claim, credentials, profile, must_cover, values, now, tolerance_seconds)
         trail.end()
+
+
+def _accepted_at_once(
+    credentials: Credentials,
+    must_cover: tuple[str, ...],
+    derived: Mapping[str, str],
+    headers: Mapping[str, str],
+    now: float,
+    tolerance_seconds: int,
+) -> Proof | None:
+    """The short way to the proof of a message that is signed as we sign, and good. None decides nothing.
+
+    Only ever says yes to what `_verify` says yes to, with the same proof; tests hold one against the other.
+    """
+    if credentials.type != "hmac":
+        return None
+    claim = read_own(headers)
+    if claim is None or claim.components != component_list(must_cover):
+        return None
+    key = credentials.key(claim.key_id)
+    if key is None or (key.valid_until is not None and key.valid_until <= now):
+        return None
+    if not -tolerance_seconds <= now - claim.created < tolerance_seconds:
+        return None
+    try:
+        values = tuple([derived[name] if name[0] == "@" else headers[name] for name in must_cover])
+    except KeyError:
+        return None
+    if not own_holds(claim, must_cover, values, key.secret):
+        return None
+    return Proof(claim.key_id, claim.nonce, float(claim.created + tolerance_seconds))
 
 
 def _verify(
@@ -455,9 +496,7 @@ def _request_line(method: str, path: str, query: str) -> dict[str, str]:
 
 
 def _request_must_cover(headers: Mapping[str, str], has_body: bool) -> tuple[str, ...]:
-    digest = ("content-digest",) if has_body else ()
-    idempotency_key = ("idempotency-key",) if "idempotency-key" in headers else ()
-    return REQUEST.always + digest + idempotency_key
+    return _MUST_COVER[has_body, "idempotency-key" in headers]
 
 
 def _sign(

@@ -20,7 +20,7 @@ from typing import Final
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from httppubsubclient.protocol.keys import Credentials
-from httppubsubclient.protocol.messages import Notification, Subscription, delivery_headers
+from httppubsubclient.protocol.messages import Notification, Subscription
 from httppubsubclient.protocol.signatures import (
     ALGORITHM,
     DELIVERY,
@@ -29,6 +29,7 @@ from httppubsubclient.protocol.signatures import (
     content_digest,
     prepared_mac,
 )
+from httppubsubclient.protocol.topics import encode_topic
 
 __all__ = ["NONCE_PREFIX_BYTES", "DeliveryHeads", "subscription_lines"]
 
@@ -37,6 +38,8 @@ NONCE_PREFIX_BYTES: Final = 12
 
 _COVERED: Final = ("@method", "content-digest", "pubsub-topic", "pubsub-subscription", "pubsub-attempt", "webhook-id")
 assert DELIVERY.always == _COVERED, "the base below is written in the order of the profile"
+_COMPONENTS: Final = component_list(_COVERED)
+_CRLF: Final = "\r\n"
 
 
 def subscription_lines(subscription: Subscription, fragment: str | None) -> bytes:
@@ -62,7 +65,6 @@ class DeliveryHeads:
         "_input_end",
         "_input_start",
         "_mac",
-        "_nonce",
         "now",
     )
 
@@ -76,23 +78,22 @@ class DeliveryHeads:
         nonce_prefix: bytes,
     ) -> None:
         self.now = now
-        digest = content_digest(notification.sha256)
-        headers = delivery_headers(notification, "", attempt=attempt, timestamp=now, fragment=None)
-        del headers["pubsub-subscription"]
-        headers["content-digest"] = digest
         self._mac: HMAC | None = None
         self._count = 0
-        self._nonce = nonce_prefix.hex().encode("ascii")
+        digest = content_digest(notification.sha256)
+        topic = encode_topic(notification.topic)
+        proof = ""
         if credentials.type == "token":
-            headers["authorization"] = f"Bearer {credentials.signing_key(now).secret.decode('ascii')}"
+            proof = f"authorization: Bearer {credentials.signing_key(now).secret.decode('ascii')}\r\n"
         elif credentials.type == "hmac":
             key = credentials.signing_key(now)
-            start = f'{component_list(_COVERED)};created={now};nonce="'
+            start = f'{_COMPONENTS};created={now};nonce="{nonce_prefix.hex()}'
             end = f'";keyid="{key.id}";alg="{ALGORITHM}"'
             self._mac = prepared_mac(key.secret).copy()
             self._mac.update(
-                f'"@method": POST\n"content-digest": {digest}\n"pubsub-topic": {headers["pubsub-topic"]}\n'
-                '"pubsub-subscription": '.encode("ascii")
+                f'"@method": POST\n"content-digest": {digest}\n"pubsub-topic": {topic}\n"pubsub-subscription": '.encode(
+                    "ascii"
+                )
             )
             self._base_middle = (
                 f'\n"pubsub-attempt": {attempt}\n"webhook-id": {notification.message_id}\n"@signature-params": {start}'
@@ -100,14 +101,23 @@ class DeliveryHeads:
             self._base_end = end.encode("ascii")
             self._input_start = f"signature-input: {LABEL}={start}".encode("ascii")
             self._input_end = f"{end}\r\nsignature: {LABEL}=:".encode("ascii")
-        self._common = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
+        traceparent = notification.traceparent
+        self._common = (
+            f"webhook-id: {notification.message_id}\r\n"
+            f"webhook-timestamp: {now}\r\n"
+            f"pubsub-topic: {topic}\r\n"
+            f"pubsub-attempt: {attempt}\r\n"
+            f"content-type: {notification.content_type}\r\n"
+            f"content-digest: {digest}\r\n"
+            f"{'' if traceparent is None else f'traceparent: {traceparent}{_CRLF}'}{proof}"
+        ).encode("ascii")
 
     def lines(self, subscription_id: str, subscription: bytes) -> bytes:
         """All header lines of one delivery; `subscription` are its `subscription_lines`."""
         if self._mac is None:
             return self._common + subscription
         self._count += 1
-        nonce = b"%s%08x" % (self._nonce, self._count)
+        nonce = b"%08x" % self._count
         mac = self._mac.copy()
         mac.update(b"%s%s%s%s" % (subscription_id.encode("ascii"), self._base_middle, nonce, self._base_end))
         signature = b2a_base64(mac.finalize(), newline=False)

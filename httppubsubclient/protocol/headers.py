@@ -40,10 +40,15 @@ def parse_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
+        name = _NAMES.get(raw_name) or raw_name.decode("latin-1").lower()
+        value = raw_value.decode("latin-1").strip(" \t")
         if name in headers:
             if name in SINGLE:
                 raise InvalidRequest(f"the header {name} came more than once")
             value = f"{headers[name]}, {value}"
         headers[name] = value
     return headers
+
+
+_NAMES: Final = {name.encode("ascii"): name for name in SINGLE}
+"""Most names are these already, in lower case: found, not made."""

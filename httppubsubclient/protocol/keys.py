@@ -96,7 +96,10 @@ class Credentials:
 
     def key(self, key_id: str) -> Key | None:
         """The key with this id, whether or not it is valid now."""
-        return next((key for key in self.keys if key.id == key_id), None)
+        for key in self.keys:
+            if key.id == key_id:
+                return key
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hmac import HMAC
@@ -43,15 +43,18 @@ __all__ = [
     "MAX_HEADER_LENGTH",
     "MAX_SIGNATURES",
     "REQUEST",
+    "OwnClaim",
     "Profile",
     "Reason",
     "SignatureClaim",
     "component_list",
     "content_digest",
     "holds",
+    "own_holds",
     "parse_content_digest",
     "parse_signatures",
     "prepared_mac",
+    "read_own",
     "sign",
     "signature_base",
 ]
@@ -86,6 +89,12 @@ _INPUT_MEMBER = re.compile(
 _PARAMETER = re.compile(rf"; *+({_KEY})=(?:({_STRING})|({_INTEGER}))")
 _SIGNATURE_MEMBER = re.compile(rf"({_KEY})=:([A-Za-z0-9+/]*+={{0,2}}):")
 _SEPARATOR = re.compile(r"[ \t]*+,[ \t]*+")
+# One signature, spelled as `sign` spells it: whatever fits here, the strict reading below reads in the same way.
+_OWN_INPUT = re.compile(
+    rf'{LABEL}=((\("[a-z0-9@_-]++"(?: "[a-z0-9@_-]++")*+\));created=([0-9]{{1,15}});nonce="([!#-\[\]-~]{{16,64}})";'
+    rf'keyid="([!#-\[\]-~]{{1,64}})";alg="{ALGORITHM}")'
+)
+_OWN_SIGNATURE = re.compile(rf"{LABEL}=:([A-Za-z0-9+/]{{43}}=):")
 _ESCAPED = re.compile(r'\\(["\\])')
 _STRING_PARAMETERS: Final = frozenset({"nonce", "keyid", "alg", "tag"})
 _INTEGER_PARAMETERS: Final = frozenset({"created", "expires"})
@@ -118,6 +127,18 @@ REQUEST: Final = Profile(("@method", "@path", "@query"), ("content-digest", "ide
 DELIVERY: Final = Profile(
     ("@method", "content-digest", "pubsub-topic", "pubsub-subscription", "pubsub-attempt", "webhook-id")
 )
+
+
+class OwnClaim(NamedTuple):
+    """What `read_own` finds."""
+
+    parameters: str
+    components: str
+    """As `component_list` writes them."""
+    created: int
+    nonce: str
+    key_id: str
+    signature: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +226,31 @@ def holds(claim: SignatureClaim, values: tuple[str, ...], secret: bytes) -> bool
     """Whether `secret` makes this signature over `values`, those of the claim's components in its order."""
     base = signature_base(claim.components, values, claim.parameters)
     return base is not None and hmac.compare_digest(_mac(secret, base), claim.signature)
+
+
+def read_own(headers: Mapping[str, str]) -> OwnClaim | None:
+    """The signature of a message that has just one, spelled as `sign` does; None for all others, good or bad.
+
+    The short way for nearly every message: a tenth of what `parse_signatures` takes.
+    """
+    described = _OWN_INPUT.fullmatch(headers.get("signature-input", ""))
+    given = _OWN_SIGNATURE.fullmatch(headers.get("signature", ""))
+    if described is None or given is None:
+        return None
+    parameters, components, created, nonce, key_id = described.groups()
+    created = int(created)
+    if len(str(created)) != len(described[3]) or len(parameters) > MAX_HEADER_LENGTH - 5:
+        return None
+    return OwnClaim(parameters, components, created, nonce, key_id, given[1])
+
+
+def own_holds(claim: OwnClaim, components: tuple[str, ...], values: tuple[str, ...], secret: bytes) -> bool:
+    """As `holds`, for `components` that are those of the claim."""
+    base = signature_base(components, values, claim.parameters)
+    if base is None:
+        return False
+    expected = binascii.b2a_base64(_mac(secret, base), newline=False)
+    return hmac.compare_digest(expected, claim.signature.encode("ascii"))
 
 
 def parse_signatures(headers: Mapping[str, str]) -> list[SignatureClaim]:

@@ -17,7 +17,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from os import urandom
 
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl
@@ -29,6 +28,7 @@ from httppubsubclient.protocol.retry import Verdict, quick_retry_delay, retry_af
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post
 from httppubsubserver.directory import Target
+from httppubsubserver.randomness import random_bytes
 
 __all__ = ["Dispatcher", "Fanout"]
 
@@ -45,7 +45,9 @@ class Fanout:
     """One message and its deliveries. Owns the body and closes it when nothing is under way any more."""
 
     __slots__ = (
+        "_loop",
         "_on_done",
+        "_waiters",
         "body",
         "bytes_in_memory",
         "deadline",
@@ -68,7 +70,9 @@ class Fanout:
         targets: list[Target],
         deadline: float,
         on_done: Callable[[Fanout], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._loop = loop
         self.notification = notification
         self.body = body
         self.bytes_in_memory = 0 if body.data is None else body.size
@@ -80,7 +84,9 @@ class Fanout:
         self.failed = 0
         self.posts: dict[_Delivery, Post] = {}
         self.heads: DeliveryHeads | None = None
-        self.done = asyncio.Event()
+        self.done = False
+        """Nothing is under way any more."""
+        self._waiters: list[asyncio.Future[None]] = []
         self.over = self.matched == 0
         self.timer: asyncio.TimerHandle | None = None
         self._on_done = on_done
@@ -103,10 +109,20 @@ class Fanout:
     def close_when_over(self) -> None:
         """Free the body and report, once, when everything is settled and no attempt reads it any more."""
         self.over = self.pending == 0
-        if self.over and not self.posts and not self.done.is_set():
+        if self.over and not self.posts and not self.done:
             self.body.close()
-            self.done.set()
+            self.done = True
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
             self._on_done(self)
+
+    async def finished(self) -> None:
+        """Wait until nothing is under way any more."""
+        if not self.done:
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
 
 
 class _Delivery:
@@ -210,7 +226,7 @@ class Dispatcher:
     def start(self, notification: Notification, body: Body, targets: list[Target]) -> Fanout:
         """Begin to deliver to all of `targets`, which is used up. The body belongs to the fan-out from here on."""
         deadline = self._loop.time() + self._extended(self._config.notify_timeout_seconds, body)
-        fanout = Fanout(notification, body, targets, deadline, self._ended)
+        fanout = Fanout(notification, body, targets, deadline, self._ended, self._loop)
         self._fanouts[fanout] = None
         self.bytes_in_memory += fanout.bytes_in_memory
         if not targets:
@@ -236,7 +252,7 @@ class Dispatcher:
     async def drained(self) -> None:
         """Wait until no fan-out is under way."""
         while self._fanouts:
-            await next(iter(self._fanouts)).done.wait()
+            await next(iter(self._fanouts)).finished()
 
     async def abort(self) -> None:
         """Give up everything that is under way, now."""
@@ -370,7 +386,7 @@ class Dispatcher:
                 fanout.notification,
                 attempt=delivery.attempt,
                 now=now,
-                nonce_prefix=urandom(NONCE_PREFIX_BYTES),
+                nonce_prefix=random_bytes(NONCE_PREFIX_BYTES),
             )
             if delivery.attempt == 1:
                 fanout.heads = heads

@@ -116,7 +116,7 @@ class Store(Protocol):
         ...
 
     async def prune(self, *, now: int) -> int:
-        """Delete expired subscriptions (each counts as a change), nonces and keys; returns how many rows."""
+        """Delete expired subscriptions (each counts as a change) and idempotency keys; returns how many."""
         ...
 
 

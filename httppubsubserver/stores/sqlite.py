@@ -1,29 +1,34 @@
 """The store in one SQLite file, shared by the processes of one machine.
 
-Two connections: one writes, one reads what notifies wait for. Concurrent writes share a transaction, and concurrent
-reads of the version share a read. What is answered about subscriptions has reached the disk before; nonces and
-idempotency keys are safe from a crash of the process, and the last of them may be lost with the machine's power.
+Two connections with a thread each: one writes, one reads. Concurrent writes share a transaction. What is answered about
+subscriptions has reached the disk before; idempotency keys are safe from a crash of the process, and the last of them
+may be lost with the machine's power.
 
 The version of the subscriptions is the number of the last row in the log of their changes, so a change and its
 version cannot come apart, and each process reads from the log what it has missed.
+
+What stands before every notify takes microseconds in the event loop, where a thread would cost twenty times as much:
+the version is read there (`VersionReader`), and nonces are remembered in a file of their own (replay_file.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Final, TypeVar
 
-from httppubsubclient.protocol.errors import PreconditionFailed
+from httppubsubclient.protocol.errors import PreconditionFailed, Unavailable
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.replay_file import Locked, ReplayFile
 from httppubsubserver.migrations import find_migrations
 from httppubsubserver.stores import Changes, Page, Remembered
 from httppubsubserver.stores.batches import Batches
 from httppubsubserver.stores.identity import etag_of, new_subscription_id
 from httppubsubserver.stores.sqlite_file import MEMORY, SqliteFile, Work, open_sqlite_file, sqlite_path
+from httppubsubserver.stores.sqlite_version import VERSION, VersionReader
 
 __all__ = ["SqliteStore", "open_sqlite"]
 
@@ -39,10 +44,10 @@ _PRUNE_SLICE: Final = 1000
 _MICROSECONDS: Final = 1_000_000
 
 _SELECT: Final = "SELECT id, url, kind, pattern, lease_seconds, created_at, expires_at FROM subscriptions"
-_PRUNE_REMEMBERED: Final = (
-    "DELETE FROM nonces WHERE key IN (SELECT key FROM nonces WHERE until <= ? LIMIT ?)",
-    "DELETE FROM idempotency_keys WHERE key IN (SELECT key FROM idempotency_keys WHERE until <= ? LIMIT ?)",
+_PRUNE_KEYS: Final = (
+    "DELETE FROM idempotency_keys WHERE key IN (SELECT key FROM idempotency_keys WHERE until <= ? LIMIT ?)"
 )
+_NONCES_LOCK_PAUSE_SECONDS: Final = 0.001
 
 
 @asynccontextmanager
@@ -80,17 +85,50 @@ async def open_sqlite(
                     migrations=None,
                 )
             )
-        store = SqliteStore(writer, reader, changes_kept=changes_kept)
+        nonces = stack.enter_context(await _open_nonces(path, open_timeout_seconds))
+        store = SqliteStore(
+            writer,
+            reader,
+            None if path == MEMORY else stack.enter_context(closing(VersionReader(path))),
+            nonces,
+            changes_kept=changes_kept,
+            lock_timeout_seconds=lock_timeout_seconds,
+        )
         stack.push_async_callback(store.finish)
         yield store
+
+
+async def _open_nonces(path: str, timeout_seconds: float) -> ReplayFile:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_seconds
+    while True:
+        try:
+            return ReplayFile.open(None if path == MEMORY else f"{path}-nonces")
+        except Locked:
+            if loop.time() >= deadline:
+                raise Unavailable("the file of nonces is locked by another process") from None
+            await asyncio.sleep(_NONCES_LOCK_PAUSE_SECONDS)
 
 
 class SqliteStore:
     """See `Store`. Made by `open_sqlite`."""
 
-    def __init__(self, writer: SqliteFile, reader: SqliteFile, *, changes_kept: int) -> None:
+    def __init__(
+        self,
+        writer: SqliteFile,
+        reader: SqliteFile,
+        version: VersionReader | None,
+        nonces: ReplayFile,
+        *,
+        changes_kept: int,
+        lock_timeout_seconds: float,
+    ) -> None:
         self._reader = reader
+        self._version = version
+        self._nonces = nonces
         self._changes_kept = changes_kept
+        self._lock_timeout_seconds = lock_timeout_seconds
+        self._finished = False
 
         async def durably(works: list[Work[Any]]) -> list[Any]:
             return await writer.transact(works, durable=True)
@@ -99,7 +137,7 @@ class SqliteStore:
             return await writer.transact(works, durable=False)
 
         async def read_version(questions: list[None]) -> list[int]:
-            return [await reader.run(_version)] * len(questions)
+            return [await reader.run(_read_version)] * len(questions)
 
         self._durably: Batches[Work[Any], Any] = Batches(durably, batch_size=_BATCH_SIZE, max_waiting=_MAX_WAITING)
         self._quickly: Batches[Work[Any], Any] = Batches(quickly, batch_size=_BATCH_SIZE, max_waiting=_MAX_WAITING)
@@ -107,6 +145,7 @@ class SqliteStore:
 
     async def finish(self) -> None:
         """Take nothing more and end what was begun."""
+        self._finished = True
         await self._durably.close()
         await self._quickly.close()
         await self._versions.close()
@@ -115,6 +154,11 @@ class SqliteStore:
 
     async def version(self) -> int:
         """See `Store.version`."""
+        if self._version is not None and not self._finished:
+            try:
+                return self._version.read()
+            except sqlite3.Error:
+                pass  # the thread may wait for what is in the way, and knows what to say about it
         return await self._versions(None)
 
     async def changes_since(self, version: int) -> Changes:
@@ -153,7 +197,19 @@ class SqliteStore:
 
     async def remember_once(self, key: str, *, until: int, now: int) -> bool:
         """See `Store.remember_once`."""
-        return await self._remember(lambda db: _remember_once(db, key, until, now))
+        began = 0.0
+        while not self._finished:
+            try:
+                return self._nonces.first_time(key, until=until, now=now)
+            except Locked:
+                time = asyncio.get_running_loop().time()
+                began = began or time
+                if time > began + self._lock_timeout_seconds:
+                    raise Unavailable(
+                        "the file of nonces is locked by another process", retry_after_seconds=1
+                    ) from None
+                await asyncio.sleep(_NONCES_LOCK_PAUSE_SECONDS)
+        raise Unavailable("the store is closed")
 
     async def begin_once(self, key: str, *, fingerprint: bytes, lease_until: int, until: int, now: int) -> Remembered:
         """See `Store.begin_once`."""
@@ -172,9 +228,8 @@ class SqliteStore:
         deleted = 0
         while some := await self._change(lambda db: _prune_subscriptions(db, now, self._changes_kept)):
             deleted += some
-        for statement in _PRUNE_REMEMBERED:
-            while some := await self._remember(partial(_prune_remembered, statement=statement, now=now)):
-                deleted += some
+        while some := await self._remember(lambda db: db.execute(_PRUNE_KEYS, (now, _PRUNE_SLICE)).rowcount):
+            deleted += some
         return deleted
 
     async def _change(self, work: Work[T]) -> T:
@@ -186,15 +241,15 @@ class SqliteStore:
         return answer
 
 
-def _version(db: sqlite3.Connection) -> int:
-    version: int = db.execute("SELECT coalesce(max(version), 0) FROM subscription_changes").fetchone()[0]
+def _read_version(db: sqlite3.Connection) -> int:
+    version: int = db.execute(VERSION).fetchone()[0]
     return version
 
 
 def _changes_since(db: sqlite3.Connection, version: int) -> Changes:
     db.execute("BEGIN")
     try:
-        newest = _version(db)
+        newest = _read_version(db)
         oldest = db.execute("SELECT coalesce(min(version), 1) FROM subscription_changes").fetchone()[0]
         if version == newest:
             return Changes(newest, False, (), ())
@@ -329,16 +384,7 @@ def _log(db: sqlite3.Connection, subscription_ids: Sequence[str], changes_kept: 
     db.executemany(
         "INSERT INTO subscription_changes (subscription_id) VALUES (?)", [(each,) for each in subscription_ids]
     )
-    db.execute("DELETE FROM subscription_changes WHERE version <= ?", (_version(db) - changes_kept,))
-
-
-def _remember_once(db: sqlite3.Connection, key: str, until: int, now: int) -> bool:
-    written = db.execute(
-        "INSERT INTO nonces (key, until) VALUES (?, ?) "
-        "ON CONFLICT (key) DO UPDATE SET until = excluded.until WHERE nonces.until <= ?",
-        (key, until, now),
-    )
-    return written.rowcount == 1
+    db.execute("DELETE FROM subscription_changes WHERE version <= ?", (_read_version(db) - changes_kept,))
 
 
 def _begin_once(
@@ -376,10 +422,6 @@ def _prune_subscriptions(db: sqlite3.Connection, now: int, changes_kept: int) ->
     _delete(db, expired)
     _log(db, expired, changes_kept)
     return len(expired)
-
-
-def _prune_remembered(db: sqlite3.Connection, *, statement: str, now: int) -> int:
-    return db.execute(statement, (now, _PRUNE_SLICE)).rowcount
 
 
 def _from_row(row: tuple[Any, ...]) -> Subscription:

@@ -93,12 +93,11 @@ class TestExpiry:
     async def test_pruning_deletes_what_expired_and_tells_of_it(self, store: Store) -> None:
         expired = [await put(store, A, topic, lease_seconds=60) for topic in (b"1", b"2")]
         kept = await put(store, A, b"3", lease_seconds=600)
-        await store.remember_once("old", until=NOW + 60 * SECOND, now=NOW)
         await store.remember_once("new", until=NOW + 600 * SECOND, now=NOW)
         await store.begin_once("old", fingerprint=b"", lease_until=NOW, until=NOW + 60 * SECOND, now=NOW)
         version = await store.version()
         now = NOW + 60 * SECOND
-        assert await store.prune(now=now) == 4
+        assert await store.prune(now=now) == 3
         assert await store.prune(now=now) == 0
         changes = await store.changes_since(version)
         assert set(changes.removed) == set(expired)
@@ -252,6 +251,7 @@ class TestVersion:
         async def read_on() -> None:
             while not stop:
                 await store.version()
+                await asyncio.sleep(0)  # a store may answer without waiting
 
         readers = [asyncio.create_task(read_on()) for _ in range(5)]
         for n in range(1, 101):

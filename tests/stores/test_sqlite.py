@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from httppubsubclient.protocol.errors import ConfigurationError, Unavailable
+from httppubsubclient.replay_file import ReplayFile
 from httppubsubserver.migrations import Migration, find_migrations
 from httppubsubserver.stores import open_store
 from httppubsubserver.stores.sqlite import SqliteStore, open_sqlite
@@ -49,9 +50,10 @@ async def one_connection(path: Path) -> AsyncIterator[tuple[SqliteStore, SqliteF
     async with open_sqlite_file(
         str(path), lock_timeout_seconds=0.01, open_timeout_seconds=5, migrations=find_migrations("sqlite")
     ) as file:
-        store = SqliteStore(file, file, changes_kept=100)
-        yield store, file
-        await store.finish()
+        with ReplayFile.open(None) as nonces:
+            store = SqliteStore(file, file, None, nonces, changes_kept=100, lock_timeout_seconds=0.01)
+            yield store, file
+            await store.finish()
 
 
 class Neighbour:
@@ -159,12 +161,12 @@ class TestTheFile:
             subprocess.run([sys.executable, "-c", program, str(path)], check=True)
             assert os.path.exists(f"{path}-wal"), "the child took itself for the last user of the database"
 
-    async def test_subscriptions_are_flushed_to_the_disk_and_nonces_are_not(self, path: Path) -> None:
+    async def test_subscriptions_are_flushed_to_the_disk_and_idempotency_keys_are_not(self, path: Path) -> None:
         async with one_connection(path) as (store, file):
             for _ in range(2):
                 await put(store, A, b"t")
                 assert await file.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
-                await store.remember_once("k", until=NOW + SECOND, now=NOW)
+                await store.begin_once("k", fingerprint=b"", lease_until=NOW, until=NOW + SECOND, now=NOW)
                 assert await file.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (1,)
 
     async def test_closing_leaves_no_thread(self, url: str) -> None:
@@ -312,7 +314,7 @@ class TestFaults:
                 writes = (
                     put(store, A, b"u"),
                     store.unsubscribe(kept, now=NOW),
-                    store.remember_once("k", until=NOW + 1, now=NOW),
+                    store.begin_once("k", fingerprint=b"", lease_until=NOW, until=NOW + 1, now=NOW),
                 )
                 for answer in await asyncio.gather(*writes, return_exceptions=True):
                     assert isinstance(answer, Unavailable)
@@ -321,9 +323,9 @@ class TestFaults:
                     assert answer.retry_after_seconds
                 assert await store.version() == 1
                 assert await store.subscription(kept, now=NOW)
+                assert await store.remember_once("k", until=NOW + 1, now=NOW)
                 other.execute("ROLLBACK")
             await put(store, A, b"u")
-            assert await store.remember_once("k", until=NOW + 1, now=NOW)
             assert await store.version() == 2
 
     async def test_a_database_that_stays_locked_cannot_be_opened_for_now(self, path: Path, url: str) -> None:
@@ -454,11 +456,12 @@ class TestFaults:
             await put(store, A, b"t")
 
 
+def insert(key: str) -> str:
+    return f"INSERT INTO subscription_changes (subscription_id) VALUES ('{key}')"
+
+
 class TestTransactions:
     async def test_one_that_fails_in_the_middle_is_undone_and_its_companions_are_not(self, path: Path) -> None:
-        def insert(key: str) -> str:
-            return f"INSERT INTO nonces VALUES ('{key}', 1)"
-
         def fails(db: sqlite3.Connection) -> None:
             db.execute(insert("b"))
             raise KeyError("b")
@@ -468,21 +471,24 @@ class TestTransactions:
             first, second, third = await file.transact(works, durable=True)
             assert (first, third) == (1, 1)
             assert isinstance(second.error, KeyError)
-            rows = await file.run(lambda db: db.execute("SELECT key FROM nonces").fetchall())
+            rows = await file.run(lambda db: db.execute("SELECT subscription_id FROM subscription_changes").fetchall())
             assert rows == [("a",), ("c",)]
 
     async def test_a_fault_of_the_disk_in_the_middle_undoes_all_of_it(self, path: Path) -> None:
         def breaks(db: sqlite3.Connection) -> None:
-            db.execute("INSERT INTO nonces VALUES ('b', 1)")
+            db.execute(insert("b"))
             fault = sqlite3.OperationalError("disk I/O error")
             fault.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
             raise fault
 
         async with one_connection(path) as (_, file):
             with pytest.raises(Unavailable, match="disk"):
-                await file.transact([lambda db: db.execute("INSERT INTO nonces VALUES ('a', 1)"), breaks], durable=True)
+                await file.transact([lambda db: db.execute(insert("a")), breaks], durable=True)
             assert await file.run(lambda db: db.in_transaction) is False
-            assert await file.run(lambda db: db.execute("SELECT key FROM nonces").fetchall()) == []
+            assert (
+                await file.run(lambda db: db.execute("SELECT subscription_id FROM subscription_changes").fetchall())
+                == []
+            )
 
     async def test_no_transaction_stays_open(self, path: Path) -> None:
         async with one_connection(path) as (store, file):

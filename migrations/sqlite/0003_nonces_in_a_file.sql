@@ -1,0 +1,3 @@
+-- Nonces are remembered in a file beside the database, which costs less before every notify.
+
+DROP TABLE nonces;

@@ -47,6 +47,7 @@ __all__ = [
     "Span",
     "parse_glob",
     "parse_mqtt_filter",
+    "segments_fit",
 ]
 
 MAX_PATTERN_BYTES: Final = 1024
@@ -313,14 +314,14 @@ def _parts(topic: bytes) -> list[str] | None:
 
 def _match(segments: tuple[Segment, ...], parts: list[str]) -> bool:
     if Span.MANY not in segments:
-        return len(segments) == len(parts) and _fits(segments, parts, 0)
+        return len(segments) == len(parts) and segments_fit(segments, parts, 0)
     head, *groups = _split_at_many(segments)
     tail = groups.pop()
     at, end = len(head), len(parts) - len(tail)
-    if at > end or not _fits(head, parts, 0) or not _fits(tail, parts, end):
+    if at > end or not segments_fit(head, parts, 0) or not segments_fit(tail, parts, end):
         return False
     for group in groups:
-        while at + len(group) <= end and not _fits(group, parts, at):
+        while at + len(group) <= end and not segments_fit(group, parts, at):
             at += 1
         at += len(group)
         if at > end:
@@ -338,7 +339,7 @@ def _split_at_many(segments: tuple[Segment, ...]) -> list[list[Segment]]:
     return groups
 
 
-def _fits(segments: Sequence[Segment], parts: list[str], at: int) -> bool:
+def segments_fit(segments: Sequence[Segment], parts: list[str], at: int) -> bool:
     """Whether `parts` from `at` on match these segments one by one; there are enough of them."""
     for segment in segments:
         part = parts[at]

@@ -13,7 +13,7 @@ The number of groups is bounded by the bounds below, whoever chooses the pattern
 
 from __future__ import annotations
 
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from httppubsubclient.protocol.globs import Shape
 
@@ -26,6 +26,9 @@ MAX_END_CHARACTERS: Final = 64
 MAX_INNER_CHARACTERS: Final = 8
 """Of the plain text between two wildcards, the first characters that count for its group."""
 
+_Shapes: TypeAlias = tuple[Shape, V] | dict[Shape, V]
+"""The shapes with one key. A single one, as most are, is no dict: that would take four times the memory."""
+
 
 class ShapeIndex(Generic[V]):
     """A dict from `Shape` to values that also finds the values of all shapes that match a segment."""
@@ -33,8 +36,8 @@ class ShapeIndex(Generic[V]):
     __slots__ = ("_ends", "_inner", "_size")
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, int], dict[str, dict[Shape, V]]] = {}
-        self._inner: dict[int, dict[str, dict[Shape, V]]] = {}
+        self._ends: dict[tuple[int, int], dict[str, _Shapes[V]]] = {}
+        self._inner: dict[int, dict[str, _Shapes[V]]] | None = None
         self._size = 0
 
     def __len__(self) -> int:
@@ -43,31 +46,54 @@ class ShapeIndex(Generic[V]):
     def get(self, shape: Shape) -> V | None:
         """The value of this very shape."""
         ends, inner, key = _group(shape)
-        group = self._inner.get(inner) if inner else self._ends.get(ends)
-        return None if group is None else group.get(key, {}).get(shape)
+        group = self._ends.get(ends) if not inner else None if self._inner is None else self._inner.get(inner)
+        shapes = None if group is None else group.get(key)
+        if isinstance(shapes, dict):
+            return shapes.get(shape)
+        return shapes[1] if shapes is not None and shapes[0] == shape else None
 
     def put(self, shape: Shape, value: V) -> None:
-        """Set the value of a shape that has none yet."""
+        """Set the value of a shape."""
         ends, inner, key = _group(shape)
-        group = self._inner.setdefault(inner, {}) if inner else self._ends.setdefault(ends, {})
-        group.setdefault(key, {})[shape] = value
-        self._size += 1
+        if not inner:
+            group = self._ends.setdefault(ends, {})
+        else:
+            if self._inner is None:
+                self._inner = {}
+            group = self._inner.setdefault(inner, {})
+        shapes = group.get(key)
+        if shapes is None or (isinstance(shapes, tuple) and shapes[0] == shape):
+            self._size += shapes is None
+            group[key] = (shape, value)
+            return
+        if isinstance(shapes, tuple):
+            shapes = group[key] = dict([shapes])
+        self._size += shape not in shapes
+        shapes[shape] = value
 
     def drop(self, shape: Shape) -> None:
         """Forget a shape that has a value."""
         ends, inner, key = _group(shape)
-        group = self._inner[inner] if inner else self._ends[ends]
-        del group[key][shape]
+        if not inner:
+            group = self._ends[ends]
+        else:
+            assert self._inner is not None
+            group = self._inner[inner]
+        shapes = group[key]
         self._size -= 1
-        if group[key]:
+        if isinstance(shapes, dict):
+            del shapes[shape]
+            if len(shapes) == 1:
+                group[key] = shapes.popitem()
             return
         del group[key]
         if group:
             return
-        if inner:
-            del self._inner[inner]
-        else:
+        if not inner:
             del self._ends[ends]
+        else:
+            assert self._inner is not None
+            del self._inner[inner]
 
     def matching(self, segment: str) -> list[V]:
         """The values of the shapes that match the whole of `segment`."""
@@ -77,13 +103,21 @@ class ShapeIndex(Generic[V]):
             if front + back <= length:
                 shapes = group.get(segment[:front] + segment[length - back :])
                 if shapes is not None:
-                    found.extend(value for shape, value in shapes.items() if shape.matches(segment))
-        for size, group in self._inner.items():
-            for piece in {segment[at : at + size] for at in range(length - size + 1)}:
-                shapes = group.get(piece)
-                if shapes is not None:
-                    found.extend(value for shape, value in shapes.items() if shape.matches(segment))
+                    _add_matching(shapes, segment, found)
+        if self._inner is not None:
+            for size, group in self._inner.items():
+                for piece in {segment[at : at + size] for at in range(length - size + 1)}:
+                    shapes = group.get(piece)
+                    if shapes is not None:
+                        _add_matching(shapes, segment, found)
         return found
+
+
+def _add_matching(shapes: _Shapes[V], segment: str, found: list[V]) -> None:
+    if isinstance(shapes, dict):
+        found.extend(value for shape, value in shapes.items() if shape.matches(segment))
+    elif shapes[0].matches(segment):
+        found.append(shapes[1])
 
 
 def _group(shape: Shape) -> tuple[tuple[int, int], int, str]:

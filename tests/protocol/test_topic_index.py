@@ -126,6 +126,44 @@ def test_removing_one_pattern_keeps_those_that_share_its_way() -> None:
     assert index.match(b"a/b/d") == [3]
 
 
+def test_a_pattern_that_goes_its_own_way_later_takes_nothing_from_its_neighbours() -> None:
+    """Each adds a way off in the middle of what was the rest of one pattern alone."""
+    each = [
+        Pattern.glob("a/*/c/d/e"),
+        Pattern.glob("a/*/c/d/**"),
+        Pattern.glob("a/*/c"),
+        Pattern.glob("a/*/c/**/e"),
+        Pattern.glob("a/*/c/d*/e"),
+        Pattern.glob("a/*/c/*/e"),
+        Pattern.glob("a/*"),
+        Pattern.glob("a/**/c/d/e"),
+    ]
+    topics = [b"a/b/c/d/e", b"a/b/c", b"a/b", b"a/b/c/d", b"a/b/c/x/e", b"a/b/c/d/e/f", b"a/c/d/e", b"a/b/c/e"]
+    for order in (each, each[::-1], each[3:] + each[:3]):
+        index = indexed(*order)
+        entries = dict(enumerate(order))
+        while entries:
+            for topic in topics:
+                assert sorted(index.match(topic)) == one_by_one(entries, topic)
+            key, pattern = entries.popitem()
+            assert index.remove(pattern, key)
+        assert holds_nothing(index)
+
+
+def test_a_key_may_be_of_any_type() -> None:
+    index: TopicIndex[object] = TopicIndex()
+    keys: list[object] = [(), (1, 2), frozenset({3}), None, "key"]
+    for count, key in enumerate(keys, start=1):
+        for pattern in (Pattern.exact(b"a"), Pattern.glob("*")):
+            index.add(pattern, key)
+        assert set(index.match(b"a")) == set(keys[:count])
+        assert len(index.match(b"a")) == 2 * count
+    for key in keys:
+        for pattern in (Pattern.exact(b"a"), Pattern.glob("*")):
+            assert index.remove(pattern, key)
+    assert not index.match(b"a")
+
+
 def test_clear_forgets_everything() -> None:
     index = indexed(Pattern.exact(b"a"), Pattern.glob("**"), Pattern.mqtt("#"))
     index.clear()

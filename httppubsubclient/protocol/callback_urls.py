@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import sys
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from httppubsubclient.protocol.errors import InvalidUrl
 
-__all__ = ["MAX_QUERY_PARAMETERS", "MAX_URL_LENGTH", "CallbackUrl", "parse_callback_url"]
+__all__ = ["MAX_QUERY_PARAMETERS", "MAX_URL_LENGTH", "CallbackUrl", "parse_callback_url", "split_callback_url"]
 
 MAX_URL_LENGTH: Final = 2048
 MAX_QUERY_PARAMETERS: Final = 50
@@ -28,6 +29,8 @@ _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*+):(?://(?P<authority>[^/?#]*+))?"
     r"(?P<path>[^?#]*+)(?P<query>\?[^#]*+)?(?:#(?P<fragment>.*+))?"
 )
+# The usual form of a canonical URL: no brackets. What it lets through can stand in a request line and a Host field.
+_CANONICAL = re.compile(r"(https?)://([a-z0-9._-]++)(?::([1-9][0-9]{0,4}))?(/[!$-Z_a-z~]*+)(?:#([!$-Z_a-z~]++))?")
 _FORBIDDEN = re.compile(r"[^!-~]|[\"<>\\^`{|}]")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
@@ -91,6 +94,29 @@ def parse_callback_url(text: str) -> CallbackUrl:
         name=f"{request_url}#{fragment}" if fragment else request_url,
         request_url=request_url,
         origin=f"{scheme}://{shown_host}:{port}",
+    )
+
+
+def split_callback_url(name: str) -> CallbackUrl:
+    """What `parse_callback_url` gave for the URL that has this `name`, in less than half of the time.
+
+    For names that were checked before, such as those in the store: a million of them are read when a broadcaster
+    starts. Raises `InvalidUrl` for what is no URL at all. Scheme and host are the same object wherever they are equal.
+    """
+    match = _CANONICAL.fullmatch(name)
+    if match is None or len(name) > MAX_URL_LENGTH:
+        return parse_callback_url(name)
+    scheme, host, port, target, fragment = match.groups()
+    number = _DEFAULT_PORTS[scheme] if port is None else int(port)
+    return CallbackUrl(
+        scheme="https" if scheme == "https" else "http",
+        host=sys.intern(host),
+        port=number,
+        target=target,
+        fragment=fragment,
+        name=name,
+        request_url=name if fragment is None else name[: -1 - len(fragment)],
+        origin=sys.intern(f"{scheme}://{host}:{number}"),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
+from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url, split_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "callback_urls.json").read_text())
@@ -26,6 +26,7 @@ def test_all_spellings_of_a_url_have_the_name_of_the_first(spellings: list[str])
     assert canonical.name == spellings[0] or len(spellings) > 1
     assert {parse_callback_url(spelling) for spelling in spellings} == {canonical}
     assert parse_callback_url(canonical.name) == canonical
+    assert split_callback_url(canonical.name) == canonical
 
 
 @pytest.mark.parametrize("url", REFUSED)
@@ -90,6 +91,7 @@ def test_a_random_url_is_refused_or_canonical(text: str) -> None:
     except InvalidUrl:
         return
     assert parse_callback_url(url.name) == url
+    assert split_callback_url(url.name) == url
     assert url.name == url.request_url + (f"#{url.fragment}" if url.fragment else "")
     assert 1 <= url.port <= 65535
     assert url.target.startswith("/")
@@ -98,3 +100,19 @@ def test_a_random_url_is_refused_or_canonical(text: str) -> None:
     assert seen_by_httpx.raw_path.decode() == url.target, "what is sent is what was checked"
     assert seen_by_httpx.raw_host.decode() == url.host
     assert (seen_by_httpx.port or {"http": 80, "https": 443}[url.scheme]) == url.port
+
+
+@given(PARTS.map(lambda text: "http://h/" + text) | st.from_regex(r"https?://[^ ]*/[^ ]*") | st.text(max_size=40))
+def test_taking_apart_what_was_never_checked_gives_nothing_that_ends_a_line_of_a_request(text: str) -> None:
+    try:
+        url = split_callback_url(text)
+    except InvalidUrl:
+        return
+    assert all("!" <= character <= "~" for character in url.name + url.target + url.origin + (url.fragment or ""))
+
+
+def test_what_urls_have_in_common_is_kept_once() -> None:
+    one, two = split_callback_url("http://h:3002/x"), split_callback_url("http://h:3002/y")
+    assert one.host is two.host
+    assert one.origin is two.origin
+    assert one.request_url is one.name

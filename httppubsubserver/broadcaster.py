@@ -38,7 +38,7 @@ from httppubsubserver.auth import Authenticator
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.delivery.dispatcher import Dispatcher
 from httppubsubserver.delivery.outbound import Outbound, open_outbound
-from httppubsubserver.directory import Directory
+from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once, fingerprint_of
 from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, Store, open_store
@@ -309,7 +309,7 @@ class Broadcaster:
                 self.config,
                 self._secrets.to_subscribers,
                 outbound,
-                gone=lambda subscription: self._spawn(self._forget(subscription)),
+                gone=lambda target: self._spawn(self._forget(target)),
                 clock=self._clock,
                 random=self._uniform,
             )
@@ -349,13 +349,13 @@ class Broadcaster:
             self._store = None
             await self._stack.aclose()
 
-    async def _forget(self, subscription: Subscription) -> None:
+    async def _forget(self, target: Target) -> None:
         """A subscriber answered 410. If somebody has renewed it meanwhile, that was about an earlier state."""
         try:
-            if await self.store.unsubscribe(subscription.id, now=self.now(), expires_at=subscription.expires_at):
-                _LOG.info("unsubscribed %s: its callback answered 410", subscription.id)
+            if await self.store.unsubscribe(target.id, now=self.now(), expires_at=target.expires_at):
+                _LOG.info("unsubscribed %s: its callback answered 410", target.id)
         except PubSubError as error:
-            _LOG.warning("%s answered 410 and could not be removed: %s", subscription.id, error.detail)
+            _LOG.warning("%s answered 410 and could not be removed: %s", target.id, error.detail)
 
     async def _prune_now_and_then(self) -> None:
         while True:

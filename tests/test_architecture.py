@@ -29,7 +29,7 @@ SERVER_ROWS = [
         "stores.sqlite_file",
         "stores.sqlite_version",
         "stores.sqlite",
-    },  # fmt: skip
+    },
     {"directory", "auth", "idempotency", "delivery"},
     {"delivery.answers"},
     {"delivery.connections", "delivery.dialing"},

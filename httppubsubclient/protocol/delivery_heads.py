@@ -20,7 +20,7 @@ from typing import Final
 from cryptography.hazmat.primitives.hmac import HMAC
 
 from httppubsubclient.protocol.keys import Credentials
-from httppubsubclient.protocol.messages import Notification, Subscription
+from httppubsubclient.protocol.messages import Notification
 from httppubsubclient.protocol.signatures import (
     ALGORITHM,
     DELIVERY,
@@ -31,7 +31,7 @@ from httppubsubclient.protocol.signatures import (
 )
 from httppubsubclient.protocol.topics import encode_topic
 
-__all__ = ["NONCE_PREFIX_BYTES", "DeliveryHeads", "subscription_lines"]
+__all__ = ["NONCE_PREFIX_BYTES", "DeliveryHeads"]
 
 NONCE_PREFIX_BYTES: Final = 12
 """Random bytes in front of a 32-bit counter: together the nonce of a delivery."""
@@ -40,14 +40,6 @@ _COVERED: Final = ("@method", "content-digest", "pubsub-topic", "pubsub-subscrip
 assert DELIVERY.always == _COVERED, "the base below is written in the order of the profile"
 _COMPONENTS: Final = component_list(_COVERED)
 _CRLF: Final = "\r\n"
-
-
-def subscription_lines(subscription: Subscription, fragment: str | None) -> bytes:
-    """The header lines that depend on the subscription alone."""
-    lines = f"pubsub-subscription: {subscription.id}\r\n"
-    if fragment is not None:
-        lines += f"pubsub-fragment: {fragment}\r\n"
-    return lines.encode("ascii")
 
 
 class DeliveryHeads:
@@ -110,15 +102,20 @@ class DeliveryHeads:
             f"content-type: {notification.content_type}\r\n"
             f"content-digest: {digest}\r\n"
             f"{'' if traceparent is None else f'traceparent: {traceparent}{_CRLF}'}{proof}"
+            "pubsub-subscription: "
         ).encode("ascii")
 
-    def lines(self, subscription_id: str, subscription: bytes) -> bytes:
-        """All header lines of one delivery; `subscription` are its `subscription_lines`."""
+    def lines(self, subscription_id: str, fragment: str | None) -> bytes:
+        """All header lines of the delivery to one subscription; `fragment` is that of its callback URL."""
+        subscription = subscription_id.encode("ascii")
+        end = b"\r\n" if fragment is None else b"\r\npubsub-fragment: %s\r\n" % fragment.encode("ascii")
         if self._mac is None:
-            return self._common + subscription
+            return b"".join((self._common, subscription, end))
         self._count += 1
         nonce = b"%08x" % self._count
         mac = self._mac.copy()
-        mac.update(b"%s%s%s%s" % (subscription_id.encode("ascii"), self._base_middle, nonce, self._base_end))
+        mac.update(b"%s%s%s%s" % (subscription, self._base_middle, nonce, self._base_end))
         signature = b2a_base64(mac.finalize(), newline=False)
-        return b"".join((self._common, subscription, self._input_start, nonce, self._input_end, signature, b":\r\n"))
+        return b"".join(
+            (self._common, subscription, end, self._input_start, nonce, self._input_end, signature, b":\r\n")
+        )

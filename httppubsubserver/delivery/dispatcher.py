@@ -23,7 +23,7 @@ from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubclient.protocol.credentials import Credentials
 from httppubsubclient.protocol.delivery_heads import NONCE_PREFIX_BYTES, DeliveryHeads
 from httppubsubclient.protocol.errors import PubSubError
-from httppubsubclient.protocol.messages import Notification, Subscription
+from httppubsubclient.protocol.messages import Notification
 from httppubsubclient.protocol.retry import Verdict, quick_retry_delay, retry_after_seconds, verdict
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post
@@ -188,7 +188,7 @@ class Dispatcher:
         credentials: Credentials,
         outbound: Outbound,
         *,
-        gone: Callable[[Subscription], object],
+        gone: Callable[[Target], object],
         clock: Callable[[], float],
         random: Callable[[], float],
     ) -> None:
@@ -390,7 +390,7 @@ class Dispatcher:
             )
             if delivery.attempt == 1:
                 fanout.heads = heads
-        return heads.lines(target.subscription.id, target.lines)
+        return heads.lines(target.id, target.callback.fragment)
 
     def _extended(self, seconds: float, body: Body) -> float:
         return seconds + body.size / self._config.min_bytes_per_second
@@ -418,15 +418,15 @@ class Dispatcher:
     def _answered(self, delivery: _Delivery, answer: Answer) -> None:
         meaning = verdict(answer.status)
         if meaning is Verdict.ACCEPTED:
-            if self._failing and self._failing.pop(delivery.target.subscription.id, delivery) is None:
-                _LOG.info("deliveries to %s succeed again", delivery.target.subscription.id)
+            if self._failing and self._failing.pop(delivery.target.id, delivery) is None:
+                _LOG.info("deliveries to %s succeed again", delivery.target.id)
             delivery.fanout.settle(accepted=True)
         elif meaning is Verdict.AGAIN:
             after = retry_after_seconds(answer.retry_after, self._clock())
             self._retry(delivery, f"status {answer.status}", after)
         else:
             if meaning is Verdict.GONE:
-                self._gone(delivery.target.subscription)
+                self._gone(delivery.target)
             self._failed(delivery, f"status {answer.status}")
 
     def _leave(self, lane: _Lane) -> None:
@@ -465,7 +465,7 @@ class Dispatcher:
 
     def _failed(self, delivery: _Delivery, reason: str) -> None:
         target = delivery.target
-        subscription_id = target.subscription.id
+        subscription_id = target.id
         # A subscriber that is away would fill the log: one warning until it takes something again.
         level = logging.INFO if subscription_id in self._failing else logging.WARNING
         self._failing[subscription_id] = None
@@ -476,7 +476,7 @@ class Dispatcher:
             "delivery of %s to %s (%s at %s) failed at attempt %d: %s",
             delivery.fanout.notification.message_id,
             subscription_id,
-            target.subscription.pattern,
+            target.pattern,
             target.shown_url,
             delivery.attempt,
             reason,

@@ -11,7 +11,7 @@ import pytest
 
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.stores import Store
+from httppubsubserver.stores import Listed, Store
 from httppubsubserver.stores.sqlite import open_sqlite
 
 NOW = 1_800_000_000_000_000
@@ -20,6 +20,8 @@ A, B = "http://a.example:3002/pubsub#1", "https://b.example/pubsub"
 
 CHANGES_KEPT = 20
 """The log of changes is this short here, so that tests reach its end."""
+ROWS_PER_PIECE = 3
+"""The whole table comes in pieces as small as this."""
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -27,12 +29,14 @@ OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 def sqlite_files(directory: Path) -> Iterator[OpenStore]:
     for number in count():
         url = f"sqlite:///{directory}/{number}.sqlite3"
-        yield lambda url=url: open_sqlite(url, changes_kept=CHANGES_KEPT)  # type: ignore[misc]
+        yield lambda url=url: open_sqlite(  # type: ignore[misc]
+            url, changes_kept=CHANGES_KEPT, rows_per_piece=ROWS_PER_PIECE
+        )
 
 
 def sqlite_memory(_: Path) -> Iterator[OpenStore]:
     while True:
-        yield lambda: open_sqlite("sqlite:///:memory:", changes_kept=CHANGES_KEPT)
+        yield lambda: open_sqlite("sqlite:///:memory:", changes_kept=CHANGES_KEPT, rows_per_piece=ROWS_PER_PIECE)
 
 
 BACKENDS = {"sqlite": sqlite_files, "sqlite-memory": sqlite_memory}
@@ -77,6 +81,12 @@ async def put(
     """Subscribe; the id."""
     subscription, _ = await store.subscribe(asking(url, pattern, lease_seconds=lease_seconds), now=now)
     return subscription.id
+
+
+def listed(subscription: Subscription) -> Listed:
+    """What a store tells of it among its changes."""
+    pattern = subscription.pattern
+    return Listed(subscription.id, subscription.url, pattern.kind, pattern.value, subscription.expires_at)
 
 
 async def everything(store: Store, *, now: int = NOW, url: str | None = None) -> list[Subscription]:

@@ -12,7 +12,20 @@ from httppubsubclient.protocol.errors import PreconditionFailed, Unavailable
 from httppubsubclient.protocol.messages import SUBSCRIPTION_ID, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.stores import Changes, Remembered, Store
-from tests.stores.conftest import CHANGES_KEPT, NOW, SECOND, A, B, OpenStore, asking, everything, only_lasting, put
+from tests.stores.conftest import (
+    CHANGES_KEPT,
+    NOW,
+    ROWS_PER_PIECE,
+    SECOND,
+    A,
+    B,
+    OpenStore,
+    asking,
+    everything,
+    listed,
+    only_lasting,
+    put,
+)
 
 LATER = NOW + 3600 * SECOND
 
@@ -88,7 +101,7 @@ class TestExpiry:
         assert created
         assert new.id != old
         changes = await store.changes_since(version)
-        assert (changes.changed, changes.removed) == ((new,), (old,))
+        assert (changes.changed, changes.removed) == ((listed(new),), (old,))
 
     async def test_pruning_deletes_what_expired_and_tells_of_it(self, store: Store) -> None:
         expired = [await put(store, A, topic, lease_seconds=60) for topic in (b"1", b"2")]
@@ -271,7 +284,7 @@ class TestVersion:
         changes = await store.changes_since(version)
         assert changes.version == await store.version()
         assert not changes.complete
-        assert changes.changed == (renewed,)
+        assert changes.changed == (listed(renewed),)
         assert kept == renewed.id
         assert set(changes.removed) == {gone, brief}
 
@@ -285,7 +298,7 @@ class TestVersion:
         await store.unsubscribe(await put(store, A, b"2"), now=NOW)
         changes = await store.changes_since(0)
         assert (changes.complete, changes.removed) == (True, ())
-        assert list(changes.changed) == await everything(store)
+        assert list(changes.changed) == [listed(each) for each in await everything(store)]
 
     async def test_who_has_missed_too_much_is_given_the_whole_table(self, store: Store) -> None:
         await put(store, A, b"first")
@@ -297,7 +310,7 @@ class TestVersion:
         await put(store, A, b"renewed", now=LATER)
         missed = await store.changes_since(1)
         assert missed.complete
-        assert {subscription.pattern.value for subscription in missed.changed} == {b"first", b"renewed"}
+        assert {each.pattern for each in missed.changed} == {b"first", b"renewed"}
         assert missed.version == await store.version()
 
     async def test_a_version_from_the_future_is_answered_with_the_whole_table(self, store: Store) -> None:
@@ -305,6 +318,41 @@ class TestVersion:
         await put(store, A, b"t")
         changes = await store.changes_since(99)
         assert (changes.complete, changes.version, len(changes.changed)) == (True, 1, 1)
+
+    async def test_the_whole_table_comes_in_pieces(self, store: Store) -> None:
+        for n in range(3 * ROWS_PER_PIECE + 1):
+            await put(store, A, str(n).encode())
+        changes = await store.changes_since(0)
+        assert changes.complete
+        pieces = [changes.changed]
+        while changes.cursor is not None:
+            changes = await store.changes_since(changes.version, changes.cursor)
+            assert not changes.complete
+            pieces.append(changes.changed)
+        assert [len(piece) for piece in pieces] == [ROWS_PER_PIECE] * 3 + [1]
+        assert [each for piece in pieces for each in piece] == [listed(each) for each in await everything(store)]
+
+    async def test_a_piece_brings_what_has_happened_since_the_one_before(self, store: Store) -> None:
+        ids = sorted([await put(store, A, str(n).encode()) for n in range(2 * ROWS_PER_PIECE)])
+        first = await store.changes_since(0)
+        assert [each.id for each in first.changed] == ids[:ROWS_PER_PIECE]
+        await store.unsubscribe(ids[0], now=NOW)
+        await store.unsubscribe(ids[-1], now=NOW)
+        new = await put(store, B, b"new")
+        second = await store.changes_since(first.version, first.cursor)
+        assert set(second.removed) == {ids[0], ids[-1]}
+        assert {each.id for each in second.changed} >= {*ids[ROWS_PER_PIECE:-1], new}
+        assert (second.complete, second.version) == (False, await store.version())
+
+    async def test_who_has_missed_too_much_between_two_pieces_starts_over(self, store: Store) -> None:
+        for n in range(2 * ROWS_PER_PIECE):
+            await put(store, A, str(n).encode())
+        first = await store.changes_since(0)
+        for n in range(CHANGES_KEPT + 1):
+            await put(store, A, b"renewed", now=NOW + n)
+        again = await store.changes_since(first.version, first.cursor)
+        assert again.complete
+        assert [each.id for each in again.changed] == [each.id for each in (await everything(store))[:ROWS_PER_PIECE]]
 
 
 class TestNonces:
@@ -412,7 +460,7 @@ class TestLife:
             for n in range(1, 51):
                 subscription, _ = await one.subscribe(asking(A, str(n).encode()), now=NOW)
                 assert await other.version() == n
-                assert (await other.changes_since(n - 1)).changed == (subscription,)
+                assert (await other.changes_since(n - 1)).changed == (listed(subscription),)
             assert await one.remember_once("k", until=LATER, now=NOW)
             assert not await other.remember_once("k", until=LATER, now=NOW)
 

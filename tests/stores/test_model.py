@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.stores import Store
-from tests.stores.conftest import NOW, SECOND, A, B, OpenStore, everything
+from httppubsubserver.stores import Listed, Store
+from tests.stores.conftest import NOW, SECOND, A, B, OpenStore, everything, listed
 
 URLS = st.sampled_from([A, B])
 PATTERNS = st.sampled_from([Pattern.exact(b"t"), Pattern.exact(b"\xff"), Pattern.glob("t"), Pattern.mqtt("t/#")])
@@ -24,7 +24,8 @@ class Model:
 
     known: dict[tuple[str, Pattern], Subscription]
     version: int
-    replica: dict[str, Subscription]
+    cursor: str | None
+    replica: dict[str, Listed]
 
     def alive(self, now: int) -> dict[tuple[str, Pattern], Subscription]:
         return {name: each for name, each in self.known.items() if each.expires_at > now}
@@ -44,7 +45,7 @@ STEPS = st.one_of(
 @given(steps=st.lists(STEPS, min_size=20, max_size=60))
 async def test_a_store_agrees_with_a_dict(databases: Iterator[OpenStore], steps: list[tuple[str, object]]) -> None:
     async with next(databases)() as store:
-        model, now = Model({}, 0, {}), NOW
+        model, now = Model({}, 0, None, {}), NOW
         for verb, given_to_it in steps:
             now += 1
             if verb == "wait":
@@ -92,15 +93,18 @@ async def _prune(store: Store, model: Model, _: None, now: int) -> None:
 
 async def _catch_up(store: Store, model: Model, _: None, now: int) -> None:
     """As directory.py does it."""
-    changes = await store.changes_since(model.version)
+    changes = await store.changes_since(model.version, model.cursor)
     assert changes.version == await store.version()
     if changes.complete:
         model.replica = {}
     for subscription_id in changes.removed:
         model.replica.pop(subscription_id, None)
     model.replica.update({each.id: each for each in changes.changed})
-    model.version = changes.version
-    assert model.replica == {each.id: each for each in model.known.values()}
+    model.version, model.cursor = changes.version, changes.cursor
+    complete = {each.id: listed(each) for each in model.known.values()}
+    expected = {key: each for key, each in complete.items() if model.cursor is None or key <= model.cursor}
+    assert model.replica.items() >= expected.items()
+    assert complete.items() >= model.replica.items()
 
 
 def _expect(model: Model, request: SubscribeRequest, subscription: Subscription, now: int, *, created: bool) -> None:

@@ -271,6 +271,8 @@ def _only(segment: Segment, rest: tuple[Segment, ...], keys: _Keys[K]) -> _Place
 
     A node behind MANY stays reached, so a leaf that held one would be tried in full for each segment of a topic.
     """
+    if segment is not Span.MANY and Span.MANY not in rest[:-1]:
+        return _Leaf(rest, keys)
     path = (segment, *rest)
     nodes = max((at for at, each in enumerate(path[:-1]) if each is Span.MANY), default=-1) + 1
     child: _Place[K]

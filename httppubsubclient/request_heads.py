@@ -37,11 +37,14 @@ def bounded_http_protocol() -> Any:
         _refused = False
         _head_bytes = 0
         _in_head = True
-        _head_timer: asyncio.TimerHandle | None = None
+        _head_began = 0.0
+        _timer: asyncio.TimerHandle | None = None
+        """One for the connection, not one for each request: it looks whether a head is under way, and since when."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._refuse, _TOO_SLOW)
+            self._head_began = self.loop.time()
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._look)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
@@ -57,13 +60,11 @@ def bounded_http_protocol() -> Any:
         def on_message_begin(self) -> None:
             self._in_head = True
             self._head_bytes = 0
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(HEAD_SECONDS, self._refuse, _TOO_SLOW)
+            self._head_began = self.loop.time()
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             self._in_head = False
-            self._stop_timer()
             if self.parser.should_upgrade() and not self._should_upgrade():
                 # The parser stops here: what follows would be read as a request of its own.
                 length = b"content-length: %d\r\n\r\n" % len(_UPGRADE_TEXT)
@@ -86,9 +87,18 @@ def bounded_http_protocol() -> Any:
                 self.transport.write(answer)
                 self.transport.close()
 
+        def _look(self) -> None:
+            left = HEAD_SECONDS
+            if self._in_head:
+                left = self._head_began + HEAD_SECONDS - self.loop.time()
+                if left <= 0:
+                    self._refuse(_TOO_SLOW)
+                    return
+            self._timer = self.loop.call_later(left, self._look)
+
         def _stop_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     return BoundedProtocol

@@ -6,7 +6,7 @@ import inspect
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from httppubsubclient.protocol import errors
@@ -103,6 +103,7 @@ def test_facts_are_attributes() -> None:
 
 @given(st.none() | st.integers() | st.text() | st.lists(st.text()) | st.dictionaries(st.text(), st.text()))
 def test_an_unknown_code_is_the_root_class(code: object) -> None:
+    assume(code not in [cls.code for cls in errors.WIRE])
     assert type(from_problem(code, "x")) is PubSubError
 
 

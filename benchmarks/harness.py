@@ -81,15 +81,28 @@ def resident_bytes(pid: int, field: str = "VmRSS") -> int:
     raise LookupError(field)
 
 
-def receiver_command(directory: Path, ports: int) -> list[str]:
-    """The receiver in C, compiled now; in Python, with one port, where that cannot be done."""
+def compiled(name: str, directory: Path) -> str | None:
+    """A program in C, compiled into `directory`; None where that cannot be done."""
     compiler = shutil.which("cc")
     if compiler is None:
-        return [sys.executable, str(HERE / "receiver.py"), str(ports)]
-    program = directory / "receiver"
+        return None
+    program = directory / name
     if not program.exists():
-        subprocess.run([compiler, "-O2", "-o", program, HERE / "receiver.c"], check=True)
-    return [str(program), str(ports)]
+        subprocess.run([compiler, "-O2", "-o", program, HERE / f"{name}.c"], check=True)
+    return str(program)
+
+
+def receiver_command(directory: Path, ports: int) -> list[str]:
+    """The receiver in C, compiled now; in Python, with one port, where that cannot be done."""
+    program = compiled("receiver", directory)
+    return [sys.executable, str(HERE / "receiver.py"), str(ports)] if program is None else [program, str(ports)]
+
+
+def record(benchmark: str, **row: object) -> None:
+    """Append a row to the file behind --json on the command line, for plots.py; nothing without it."""
+    if "--json" in sys.argv:
+        with Path(sys.argv[sys.argv.index("--json") + 1]).open("a") as results:
+            results.write(json.dumps({"benchmark": benchmark, **row}) + "\n")
 
 
 @dataclass

@@ -1,9 +1,13 @@
 /* A receiver that is hard to make slower: one thread, epoll, keep-alive; answers 204 to every request and keeps
  * nothing. Listens on as many free ports of 127.0.0.1 as its argument says and prints them on one line.
  *
- *     cc -O2 -o receiver receiver.c && ./receiver 4
+ *     cc -O2 -o receiver receiver.c && ./receiver 4 [latency]
+ *
+ * With `latency` every body begins with the moment at which it was due, CLOCK_MONOTONIC in nanoseconds as 16 hexadecimal
+ * digits. A line on standard input is answered with one of JSON: how long the bodies since the last one took.
  */
 #define _GNU_SOURCE
+#include "histogram.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/tcp.h>
@@ -15,13 +19,15 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { BUFFER = 1 << 18, EVENTS = 512, MAX_FDS = 20000 };
+enum { BUFFER = 1 << 18, EVENTS = 512, MAX_FDS = 20000, STAMP = 16 };
 
 static const char ANSWER[] = "HTTP/1.1 204 No Content\r\n\r\n";
 
 struct connection {
     size_t held;      /* bytes of an unfinished head in buffer */
     long long body;   /* bytes of a body that are still to come */
+    size_t stamped;   /* bytes of stamp that have arrived */
+    char stamp[STAMP + 1];
     char buffer[16384];
 };
 
@@ -29,6 +35,9 @@ static struct connection *connections[MAX_FDS];
 static char listening[MAX_FDS];
 static char input[BUFFER];
 static char output[2 * BUFFER]; /* the shortest request that fits is longer than half an answer */
+static int measuring;
+static uint64_t arrived; /* when what is being read did */
+static struct histogram latencies;
 
 static long long content_length(const char *head, size_t length) {
     for (const char *line = head; line; line = memchr(line, '\n', length - (line - head))) {
@@ -38,12 +47,23 @@ static long long content_length(const char *head, size_t length) {
     return 0;
 }
 
+/* The beginning of a body, or the next piece of it. */
+static void read_stamp(struct connection *c, const char *data, size_t length) {
+    size_t room = STAMP - c->stamped, take = length < room ? length : room;
+    memcpy(c->stamp + c->stamped, data, take);
+    c->stamped += take;
+    if (c->stamped < STAMP || take == 0) return;
+    uint64_t due = strtoull(c->stamp, NULL, 16);
+    count(&latencies, arrived > due ? arrived - due : 0);
+}
+
 /* Count the requests that end in these bytes; returns -1 when a head is too long. */
 static int requests(struct connection *c, const char *data, size_t length) {
     int count = 0;
     while (length > 0) {
         if (c->body > 0) {
             size_t used = (long long)length < c->body ? length : (size_t)c->body;
+            if (measuring) read_stamp(c, data, used);
             c->body -= used, data += used, length -= used;
             if (c->body == 0) count++;
             continue;
@@ -59,7 +79,7 @@ static int requests(struct connection *c, const char *data, size_t length) {
         }
         size_t head = (size_t)(end - c->buffer) + 4;
         data += head - before, length -= head - before;
-        c->held = 0;
+        c->held = c->stamped = 0;
         c->body = content_length(c->buffer, head);
         if (c->body == 0) count++;
     }
@@ -78,14 +98,27 @@ static void serve(int fd) {
         if (length == 0 || (errno != EAGAIN && errno != EINTR)) drop(fd);
         return;
     }
-    int count = requests(connections[fd], input, (size_t)length);
-    if (count < 0) {
+    if (measuring) arrived = now_ns();
+    int complete = requests(connections[fd], input, (size_t)length);
+    if (complete < 0) {
         drop(fd);
         return;
     }
     size_t size = sizeof ANSWER - 1;
-    for (int n = 0; n < count; n++) memcpy(output + n * size, ANSWER, size);
-    if (count > 0 && send(fd, output, count * size, MSG_NOSIGNAL) < 0) drop(fd);
+    for (int n = 0; n < complete; n++) memcpy(output + n * size, ANSWER, size);
+    if (complete > 0 && send(fd, output, complete * size, MSG_NOSIGNAL) < 0) drop(fd);
+}
+
+static void report(int poll) {
+    char line[64];
+    if (read(STDIN_FILENO, line, sizeof line) <= 0) {
+        epoll_ctl(poll, EPOLL_CTL_DEL, STDIN_FILENO, NULL);
+        return;
+    }
+    printf("{");
+    print_and_reset(&latencies);
+    printf("}\n");
+    fflush(stdout);
 }
 
 int main(int argc, char **argv) {
@@ -103,11 +136,20 @@ int main(int argc, char **argv) {
     }
     printf("\n");
     fflush(stdout);
+    if (argc > 2) {
+        measuring = 1;
+        struct epoll_event event = {.events = EPOLLIN, .data.fd = STDIN_FILENO};
+        epoll_ctl(poll, EPOLL_CTL_ADD, STDIN_FILENO, &event);
+    }
     struct epoll_event events[EVENTS];
     for (;;) {
         int ready = epoll_wait(poll, events, EVENTS, -1);
         for (int n = 0; n < ready; n++) {
             int fd = events[n].data.fd;
+            if (fd == STDIN_FILENO) {
+                report(poll);
+                continue;
+            }
             if (!listening[fd]) {
                 if (connections[fd]) serve(fd);
                 continue;

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import math
 import os
@@ -113,6 +114,10 @@ async def _serve_app(
                     serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
                     await _first(serving, server.ready.wait())
                     if not serving.done():
+                        # What is there now stays: looking through it for garbage held everything up for 30 ms, every
+                        # few seconds, and for longer the more subscriptions there are.
+                        gc.collect()
+                        gc.freeze()
                         ready()
                     await _first(serving, drain.wait())
         finally:

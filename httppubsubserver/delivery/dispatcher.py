@@ -37,8 +37,11 @@ _LOG = logging.getLogger("httppubsub.server.delivery")
 _MAX_REMEMBERED = 10_000
 """How many hanging callbacks, and failing subscriptions, are remembered; beyond it the oldest is forgotten."""
 
-_SLICE = 200
-"""How many deliveries of a message are put into their lanes before others get a turn."""
+_AT_ONCE = 200
+"""How many deliveries of a message are put into their lanes as it comes."""
+
+_SLICE = 25
+"""How many of the rest in one turn of the event loop: half a millisecond, beside whatever else waits."""
 
 
 class Fanout:
@@ -234,7 +237,7 @@ class Dispatcher:
             return fanout
         fanout.timer = self._loop.call_at(deadline, self._give_up, fanout)
         if not self._unfed:
-            self._feed_slice(fanout)
+            self._feed_slice(fanout, _AT_ONCE)
         if fanout.targets:
             if not self._unfed:
                 self._loop.call_soon(self._feed)
@@ -265,15 +268,15 @@ class Dispatcher:
     def _feed(self) -> None:
         """One slice of the next large fan-out; again in the next turn of the event loop while there are any."""
         fanout = self._unfed.popleft()
-        self._feed_slice(fanout)
+        self._feed_slice(fanout, _SLICE)
         if fanout.targets:
             self._unfed.append(fanout)
         if self._unfed:
             self._loop.call_soon(self._feed)
 
-    def _feed_slice(self, fanout: Fanout) -> None:
+    def _feed_slice(self, fanout: Fanout, size: int) -> None:
         targets = fanout.targets
-        for _ in range(min(_SLICE, len(targets))):
+        for _ in range(min(size, len(targets))):
             self._enqueue(_Delivery(fanout, targets.pop(), self._finished))
         self._pump()
 

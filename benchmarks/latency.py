@@ -98,7 +98,7 @@ def main() -> None:
         site = stack.enter_context(broadcaster(directory / "site"))
         for target in targets:
             subscribe(site, target, ["t"])
-        command = [sys.executable, HERE / "bare_loop.py", "relay", *targets]
+        command: list[str | Path] = [sys.executable, HERE / "bare_loop.py", "relay", *targets]
         _, line = stack.enter_context(process(command, OURS))
         ours = Relay("broadcaster", f"{site.url}/v1/notify?topic=t", site.secrets)
         bare = Relay("bare loop", f"{line.removeprefix('listening on ')}/v1/notify?topic=t", site.secrets)

@@ -68,9 +68,11 @@ def due_bodies(start_ns: int, interval_ns: int, count: int) -> Iterable[bytes]:
     return (f"{start_ns + number * interval_ns:016x}".encode().ljust(BODY_BYTES, b"x") for number in range(count))
 
 
-def closed_loop(program: str, requests: Requests, connections: int, seconds: float) -> dict[str, float]:
+def closed_loop(
+    program: str, requests: Requests, connections: int, seconds: float, cores: set[int] = OTHERS
+) -> dict[str, float]:
     """Every connection sends its next request when it is answered: see sender.c for the results."""
-    return _run(program, requests, connections, "closed", str(seconds))
+    return _run(program, requests, connections, cores, "closed", str(seconds))
 
 
 def open_loop(
@@ -80,13 +82,13 @@ def open_loop(
     interval_ns, count = int(1e9 / per_second), max(1, int(per_second * seconds))
     start_ns = time.monotonic_ns() + 500_000_000 + count * 50_000
     requests = signed_requests(file, url, secrets, due_bodies(start_ns, interval_ns, count))
-    return _run(program, requests, connections, "open", str(start_ns), str(interval_ns))
+    return _run(program, requests, connections, OTHERS, "open", str(start_ns), str(interval_ns))
 
 
-def _run(program: str, requests: Requests, connections: int, *how: str) -> dict[str, float]:
+def _run(program: str, requests: Requests, connections: int, cores: set[int], *how: str) -> dict[str, float]:
     command = [program, str(requests.file), str(requests.size), str(requests.port), str(connections), *how]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, OTHERS)
+        command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, cores)
     )
     if done.returncode != 0:
         raise NotTaken(done.stderr.strip())

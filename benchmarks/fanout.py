@@ -1,6 +1,6 @@
 """Deliveries a second of a whole broadcaster, beside what one would write by hand and beside a bare loop.
 
-    python benchmarks/fanout.py [--quick]
+    python benchmarks/fanout.py [--quick] [--json PATH]
 
 Each contestant is a process of its own on one core; the receiver (C, if there is a compiler) and the publisher share
 the other one. They take turns, several rounds each; the table shows medians, and ratios are of medians.
@@ -27,6 +27,7 @@ from harness import (
     callback_urls,
     process,
     receiver_command,
+    record,
     subscribe,
     take_turns,
 )
@@ -60,6 +61,8 @@ def measure(subscribers: int, rounds: int, seconds: float, directory: Path) -> N
 def report(subscribers: int, contestants: list[Contestant]) -> None:
     ours, with_httpx, with_aiohttp, bare = contestants
     rates = [contestant.median("deliveries_per_second") for contestant in contestants]
+    names = ("broadcaster", "httpx", "aiohttp", "bare")
+    record("fanout", subscribers=subscribers, **dict(zip(names, rates, strict=True)))
     print(
         f"| {subscribers} | {rates[0]:,.0f} ({ours.median('cpu_microseconds'):.0f}) "
         f"| {ours.median('p50_ms'):.1f} / {ours.median('p99_ms'):.1f} "

@@ -15,11 +15,13 @@ import tempfile
 from collections.abc import AsyncGenerator, AsyncIterable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from httppubsubclient.protocol.errors import TooLarge, Unavailable
 
-__all__ = ["CHUNK_BYTES", "Body", "BodyWriter", "spool"]
+__all__ = ["CHUNK_BYTES", "Body", "BodyWriter", "spool", "uncancelled"]
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 256 * 1024
 """How much of a large body is in memory per reader."""
@@ -56,6 +58,15 @@ class Body:
         if self._data is not None:
             return io.BytesIO(self._data)
         return io.BufferedReader(_FileReader(os.dup(self._descriptor()), self.size), CHUNK_BYTES)
+
+    @contextmanager
+    def descriptor(self) -> Iterator[int]:
+        """For a body in a file: a descriptor of it, good as long as the context lasts. Its position is not for use."""
+        own = os.dup(self._descriptor())
+        try:
+            yield own
+        finally:
+            os.close(own)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body in pieces of at most `CHUNK_BYTES`, read off the event loop. Close what is not read to its end."""
@@ -108,20 +119,23 @@ class BodyWriter:
         self._pending = 0
         self._fd: int | None = None
         self._sha256 = hashlib.sha256()
+        self._expected = 0
         self.size = 0
 
     def expect(self, size: int) -> None:
-        """Raises `TooLarge` when a body of `size` bytes would be refused."""
+        """So much will come: a large body goes to a file from its start. Raises `TooLarge` if it would be refused."""
         if size > self.max_bytes:
             raise TooLarge(f"the body is larger than {self.max_bytes} bytes")
+        self._expected = size
 
     async def write(self, chunk: bytes) -> None:
         """Append. Raises `TooLarge` as soon as the body is beyond `max_bytes`, `Unavailable` when the disk is full."""
         self.size += len(chunk)
-        self.expect(self.size)
+        if self.size > self._expected:
+            self.expect(self.size)
         self._pieces.append(chunk)
         self._pending += len(chunk)
-        if self._fd is None and self.size > self._spool_bytes:
+        if self._fd is None and self._expected > self._spool_bytes:
             with _no_room_is_unavailable():
                 self._fd = await asyncio.to_thread(_unlinked_file, self._directory)
         if self._fd is not None and self._pending >= _FLUSH_BYTES:
@@ -153,7 +167,7 @@ class BodyWriter:
         pieces, self._pieces, self._pending = self._pieces, [], 0
         # Shielded: the descriptor must not be closed (and its number reused) while the thread still writes to it.
         with _no_room_is_unavailable():
-            await _uncancelled(asyncio.to_thread(self._store, fd, pieces))
+            await uncancelled(asyncio.to_thread(self._store, fd, pieces))
 
     def _store(self, fd: int, pieces: list[bytes]) -> None:
         data = memoryview(b"".join(pieces))
@@ -232,13 +246,15 @@ def _unlinked_file(directory: str | None) -> int:
     return fd
 
 
-async def _uncancelled(work: Coroutine[None, None, None]) -> None:
+async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
     """Wait until `work` is done even when cancelled meanwhile, then let the cancellation travel on."""
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody waits for it any more: not an error that was never looked at
         raise

@@ -302,6 +302,7 @@ class Broadcaster:
                         connections_per_origin=self.config.max_in_flight_per_host,
                         max_answer_bytes=self.config.max_answer_bytes,
                         ca_file=self.config.callback_ca_file,
+                        step_seconds=self.config.attempt_timeout_seconds,
                     )
                 )
             self._directory = Directory(store)

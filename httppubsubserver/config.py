@@ -83,7 +83,8 @@ class ServerConfig(BaseModel):
     attempt_timeout_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="The deadline of one attempt, from connecting to the end of the answer's head.",
+        description="The deadline of one attempt, from connecting to the end of the answer's head. With a large body: "
+        "of connecting, of every pause in which the receiver takes nothing, and of the answer after the last byte.",
     )
     min_bytes_per_second: int = Field(
         default=1_000_000, ge=1, description="A large body extends the deadlines by its size divided by this."

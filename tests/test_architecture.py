@@ -32,7 +32,7 @@ SERVER_ROWS = [
     },
     {"directory", "auth", "idempotency", "delivery"},
     {"delivery.answers"},
-    {"delivery.connections", "delivery.dialing"},
+    {"delivery.connections", "delivery.dialing", "delivery.sending"},
     {"delivery.outbound"},
     {"delivery.dispatcher"},
     {"broadcaster"},

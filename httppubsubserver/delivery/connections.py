@@ -2,7 +2,9 @@
 
 Nothing here is a task or a future for a request on an idle connection: `Connections.send` writes it, `data_received`
 reads the answer and calls `done`. One timer looks at all connections a few times a second: each knows until when what
-it does must be over, be it connecting, sending, waiting for an answer, reading its rest or lying idle.
+it does must be over, be it connecting, sending, waiting for an answer, reading its rest or lying idle. The deadline of
+an exchange bounds all of it; `step_seconds` bound connecting, and with a large body every time in which its receiver
+takes nothing, and the wait for the answer after the last byte.
 
 A connection serves the next request only if the answer was read to its very end, nothing came after it, and the
 request was sent whole. Everything else closes it, at once and without a goodbye (`abort`): nothing may linger.
@@ -15,13 +17,14 @@ import logging
 import math
 import ssl
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
 from typing import Final, cast
 
-from httppubsubclient.bodies import CHUNK_BYTES, Body
+from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl
+from httppubsubclient.protocol.errors import PubSubError
 from httppubsubserver.delivery.answers import Answer, AnswerReader, AttemptFailed, BadAnswer, Reading
 from httppubsubserver.delivery.dialing import dial, reason_of
+from httppubsubserver.delivery.sending import Sending
 
 __all__ = ["IDLE_SECONDS", "MAX_IDLE", "Connections", "Exchange", "Outcome"]
 
@@ -53,21 +56,36 @@ _HEAD, _IDLE, _SPENT = Reading.HEAD, Reading.IDLE, Reading.SPENT
 class Exchange:
     """One POST under way, and the handle to give it up. Over as soon as `done` was called."""
 
-    __slots__ = ("body", "callback", "connection", "deadline", "done", "head", "second")
+    __slots__ = ("body", "callback", "connection", "deadline", "done", "head_again", "lines", "second", "start")
 
     def __init__(
-        self, callback: CallbackUrl, head: bytes, body: Body, deadline: float, done: Callable[[Outcome], None]
+        self,
+        callback: CallbackUrl,
+        start: bytes,
+        lines: bytes,
+        body: Body,
+        deadline: float,
+        done: Callable[[Outcome], None],
+        head_again: Callable[[], bytes] | None,
     ) -> None:
         self.callback = callback
-        self.head = head
-        """The whole head, from the request line to the empty line."""
+        self.start = start
+        """The head as far as it is the same for every request to this callback: request line, Host and so on."""
+        self.lines = lines
+        """The header lines of this request, without Content-Length."""
         self.body = body
         self.deadline = deadline
         self.done = done
+        self.head_again = head_again
+        """Gives the lines for the second try."""
         self.connection: _Connection | None = None
         """None when it is over."""
         self.second = False
         """The first try met a connection that its peer had closed while it was idle."""
+
+    def request(self, data: bytes = b"") -> bytes:
+        """The whole head, and `data` behind it."""
+        return b"%b%bcontent-length: %d\r\n\r\n%b" % (self.start, self.lines, self.body.size, data)
 
     def cancel(self) -> None:
         """Give up: `done` is not called any more, and the connection is closed."""
@@ -88,8 +106,11 @@ class Exchange:
 class Connections:
     """All connections of one process. `idle_per_origin`: how many of one origin are kept when nothing uses them."""
 
-    def __init__(self, *, idle_per_origin: int, max_answer_bytes: int, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self, *, idle_per_origin: int, max_answer_bytes: int, tls: ssl.SSLContext, step_seconds: float
+    ) -> None:
         self.max_answer_bytes = max_answer_bytes
+        self.step_seconds = step_seconds
         self.tls = tls
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
@@ -98,6 +119,8 @@ class Connections:
         self._idle: dict[str, list[_Connection]] = {}
         self._idle_count = 0
         self._all: set[_Connection] = set()
+        self.sending: set[_Connection] = set()
+        """Those that have a large body on its way."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -115,8 +138,18 @@ class Connections:
             self._send_over_new(exchange)
 
     def send_again(self, exchange: Exchange) -> None:
-        """The peer had closed the connection before it could see the request: once more, over a new one."""
+        """The peer closed the idle connection that a request was sent over: once more, over a new one.
+
+        Whether it took the request all the same cannot be known. So it gets lines that were made anew: to a peer that
+        remembers nonces, the old ones would be a replay.
+        """
         exchange.second = True
+        if exchange.head_again is not None:
+            try:
+                exchange.lines = exchange.head_again()
+            except PubSubError as error:
+                exchange.end(AttemptFailed(error.code, again=False))
+                return
         self._send_over_new(exchange)
 
     def _send_over_new(self, exchange: Exchange) -> None:
@@ -183,6 +216,8 @@ class Connections:
     def _sweep(self) -> None:
         """End what has lasted too long. Runs while there are connections."""
         self.now = now = self.loop.time()
+        for connection in list(self.sending):
+            connection.look_after_sending()
         for connection in [connection for connection in self._all if connection.until <= now]:
             connection.fail(AttemptFailed("timeout", again=False, hanging=True))
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep) if self._all else None
@@ -195,11 +230,8 @@ class _Connection(asyncio.Protocol):
         "_connections",
         "_dialling",
         "_reader",
-        "_rest",
-        "_room",
         "_sending",
         "_transport",
-        "_unsent",
         "_used",
         "exchange",
         "origin",
@@ -211,24 +243,21 @@ class _Connection(asyncio.Protocol):
         self.origin = exchange.callback.origin
         self.exchange: Exchange | None = exchange
         exchange.connection = self
-        self.until = exchange.deadline
+        self.until = math.inf
         """When what it does now must be over, in event loop time."""
         self._dialling: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
         self._reader = AnswerReader(max_bytes=connections.max_answer_bytes)
         self._used = False
         """It has brought an answer: its peer may close it at any moment, and a request on its way meets nobody."""
-        self._unsent = False
-        """Part of the body was not given to the transport yet."""
-        self._rest = memoryview(b"")
-        self._sending: asyncio.Task[None] | None = None
-        self._room: asyncio.Future[None] | None = None
-        """Set while the transport wants no more."""
+        self._sending: Sending | None = None
+        """The large body that is on its way."""
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     def dial(self, exchange: Exchange) -> None:
         """Begin to connect; `connection_made` sends the request."""
+        self._step(exchange)
         self._dialling = self._connections.spawn(self._dial(exchange.callback))
         # Not at the end of `_dial`: a task that is cancelled before its first step never gets there.
         self._dialling.add_done_callback(self._dialled)
@@ -274,9 +303,7 @@ class _Connection(asyncio.Protocol):
         """Close at once, whatever is still unsent or unread. Idempotent."""
         self.until = math.inf
         self._reader.state = Reading.SPENT
-        self._rest = memoryview(b"")
-        if self._sending is not None:
-            self._sending.cancel()
+        self._end_sending()
         self._connections.withdraw(self)
         if self._transport is not None:
             self._transport.abort()
@@ -309,50 +336,54 @@ class _Connection(asyncio.Protocol):
         assert transport is not None
         self.exchange = exchange
         exchange.connection = self
-        self.until = exchange.deadline
         self._reader.expect()
         data = exchange.body.data
-        if data is None:
-            self._unsent = True
-            transport.write(exchange.head)
-            self._sending = self._connections.spawn(self._send_file(exchange.body, transport))
-        elif len(data) <= _ONE_WRITE_BYTES:
-            transport.write(exchange.head + data)
+        if data is not None and len(data) <= _ONE_WRITE_BYTES:
+            self.until = exchange.deadline
+            transport.write(exchange.request(data))
         else:
-            self._unsent = True
-            self._rest = memoryview(data)
-            transport.write(exchange.head)
-            self._send_rest(transport)
+            self._begin_sending(exchange, transport)
 
-    def _send_rest(self, transport: asyncio.Transport) -> None:
-        while self._rest and self._room is None:
-            piece, self._rest = self._rest[:CHUNK_BYTES], self._rest[CHUNK_BYTES:]
-            self._unsent = bool(self._rest)
-            transport.write(piece)
+    def _begin_sending(self, exchange: Exchange, transport: asyncio.Transport) -> None:
+        self._step(exchange)
+        self._sending = sending = Sending(exchange.body, transport)
+        self._connections.sending.add(self)
+        sending.start(
+            exchange.request(),
+            in_clear=exchange.callback.scheme == "http",
+            spawn=self._connections.spawn,
+            failed=lambda: self.fail(AttemptFailed("body_unreadable", again=False)),
+        )
 
-    async def _send_file(self, body: Body, transport: asyncio.Transport) -> None:
-        try:
-            async with aclosing(body.chunks()) as chunks:
-                async for chunk in chunks:
-                    transport.write(chunk)
-                    if self._room is not None:
-                        await self._room
-            self._unsent = False
-        except Exception:
-            _LOG.exception("reading a body failed")
-            self.fail(AttemptFailed("body_unreadable", again=False))
+    def look_after_sending(self) -> None:
+        """Whoever takes something gets the time for a step once more, and for the answer when it has taken all."""
+        assert self._sending is not None
+        assert self.exchange is not None
+        if self._sending.progressed():
+            self._step(self.exchange)
+            if self._sending.over:
+                self._end_sending()
+
+    def _end_sending(self) -> None:
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.stop()
+            self._connections.sending.discard(self)
+
+    def _step(self, exchange: Exchange) -> None:
+        """Something begins that must not take longer than `step_seconds`."""
+        connections = self._connections
+        self.until = min(exchange.deadline, connections.loop.time() + connections.step_seconds)
 
     def pause_writing(self) -> None:
         """The transport holds enough."""
-        self._room = self._connections.loop.create_future()
+        if self._sending is not None:
+            self._sending.pause()
 
     def resume_writing(self) -> None:
         """There is room again."""
-        room, self._room = self._room, None
-        if room is not None and not room.done():
-            room.set_result(None)
-        if self._rest and self._transport is not None:
-            self._send_rest(self._transport)
+        if self._sending is not None:
+            self._sending.resume()
 
     # -- answer ---------------------------------------------------------------------------------------------------
 
@@ -369,7 +400,11 @@ class _Connection(asyncio.Protocol):
         if state is _HEAD:
             return
         exchange, self.exchange = self.exchange, None
-        if self._unsent or state is _SPENT or (state is _IDLE and transport.get_write_buffer_size()):
+        sending = self._sending
+        if sending is not None:
+            self._end_sending()
+        unsent = sending is not None and sending.unsent
+        if unsent or state is _SPENT or (state is _IDLE and transport.get_write_buffer_size()):
             # Unsent: the peer has decided without reading all, and what it would read now as a request is the body.
             self.close()
         elif state is _IDLE:

@@ -131,16 +131,25 @@ class Fanout:
 class _Delivery:
     """One message for one subscription, at its present attempt."""
 
-    __slots__ = ("_finished", "attempt", "fanout", "lane", "target")
+    __slots__ = ("_finished", "_head", "attempt", "fanout", "lane", "target")
 
     def __init__(
-        self, fanout: Fanout, target: Target, finished: Callable[[_Delivery, Answer | AttemptFailed], None]
+        self,
+        fanout: Fanout,
+        target: Target,
+        head: Callable[[_Delivery], bytes],
+        finished: Callable[[_Delivery, Answer | AttemptFailed], None],
     ) -> None:
         self.fanout = fanout
         self.target = target
         self.attempt = 1
         self.lane: _Lane | None = None
+        self._head = head
         self._finished = finished
+
+    def head_again(self) -> bytes:
+        """What the outbound calls when it has to send the same attempt once more. Raises `ConfigurationError`."""
+        return self._head(self)
 
     def finished(self, outcome: Answer | AttemptFailed) -> None:
         """What the outbound calls when the attempt is decided."""
@@ -276,8 +285,9 @@ class Dispatcher:
 
     def _feed_slice(self, fanout: Fanout, size: int) -> None:
         targets = fanout.targets
+        head, finished = self._head, self._finished
         for _ in range(min(size, len(targets))):
-            self._enqueue(_Delivery(fanout, targets.pop(), self._finished))
+            self._enqueue(_Delivery(fanout, targets.pop(), head, finished))
         self._pump()
 
     def _enqueue(self, delivery: _Delivery) -> None:
@@ -377,7 +387,12 @@ class Dispatcher:
             lane.host.hanging += 1
             self._hanging_in_flight += 1
         fanout.posts[delivery] = self._outbound.post(
-            delivery.target.callback, head, fanout.body, deadline=deadline, done=delivery.finished
+            delivery.target.callback,
+            head,
+            fanout.body,
+            deadline=deadline,
+            done=delivery.finished,
+            head_again=delivery.head_again,
         )
 
     def _head(self, delivery: _Delivery) -> bytes:

@@ -7,6 +7,7 @@ general client does: answers.py reads, dialing.py connects, connections.py sends
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -53,6 +54,7 @@ class Outbound(Protocol):
         *,
         deadline: float,
         done: Callable[[Answer | AttemptFailed], None],
+        head_again: Callable[[], bytes] | None = None,
     ) -> Post:
         """POST `body` to `callback`.
 
@@ -60,6 +62,9 @@ class Outbound(Protocol):
         time at which the attempt ends, from connecting to the end of the answer's head. `done` is called exactly
         once, from the event loop and never from within this; an answer is told as soon as its head is there. The
         body must stay open until then, and until a `cancel`.
+
+        A kept connection may turn out to be closed by the peer, with the request on its way. It is then sent once more
+        over a new one, with what `head_again` gives (it may raise `PubSubError`) in place of `head`.
         """
 
 
@@ -67,7 +72,7 @@ class HttpOutbound:
     """`Outbound` over `Connections`."""
 
     def __init__(self, connections: Connections) -> None:
-        self._connections = connections
+        self.connections = connections
         self._starts: dict[str, bytes] = {}
 
     def post(
@@ -78,13 +83,12 @@ class HttpOutbound:
         *,
         deadline: float,
         done: Callable[[Answer | AttemptFailed], None],
+        head_again: Callable[[], bytes] | None = None,
     ) -> Post:
         """See `Outbound`."""
         start = self._starts.get(callback.request_url) or self._start(callback)
-        exchange = Exchange(
-            callback, b"%b%bcontent-length: %d\r\n\r\n" % (start, head, body.size), body, deadline, done
-        )
-        self._connections.send(exchange)
+        exchange = Exchange(callback, start, head, body, deadline, done, head_again)
+        self.connections.send(exchange)
         return exchange
 
     def _start(self, callback: CallbackUrl) -> bytes:
@@ -99,12 +103,21 @@ class HttpOutbound:
 
 @asynccontextmanager
 async def open_outbound(
-    *, connections_per_origin: int, max_answer_bytes: int, ca_file: Path | None
+    *, connections_per_origin: int, max_answer_bytes: int, ca_file: Path | None, step_seconds: float = math.inf
 ) -> AsyncIterator[HttpOutbound]:
-    """An `HttpOutbound` whose connections are all closed at the end; at most so many idle ones are kept per origin."""
+    """An `HttpOutbound` whose connections are all closed at the end; at most so many idle ones are kept per origin.
+
+    `step_seconds` end an attempt before its deadline when connecting takes longer, or when a receiver of a large body
+    takes nothing of it for so long, or does not answer for so long after its last byte.
+    """
     tls = _tls_context(ca_file)
     tls.set_alpn_protocols(["http/1.1"])
-    connections = Connections(idle_per_origin=connections_per_origin, max_answer_bytes=max_answer_bytes, tls=tls)
+    connections = Connections(
+        idle_per_origin=connections_per_origin,
+        max_answer_bytes=max_answer_bytes,
+        tls=tls,
+        step_seconds=step_seconds,
+    )
     try:
         yield HttpOutbound(connections)
     finally:

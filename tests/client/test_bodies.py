@@ -72,6 +72,27 @@ async def test_one_byte_too_many_is_refused_at_once() -> None:
             await writer.write(b"x")
 
 
+async def test_a_body_that_is_announced_as_large_is_in_a_file_from_its_start() -> None:
+    with BodyWriter(spool_bytes=10, max_bytes=100) as writer:
+        writer.expect(50)
+        await writer.write(b"x")
+        await writer.write(b"y")
+        with await writer.finish() as body:
+            assert body.data is None
+            assert body.open().read() == b"xy"
+    with BodyWriter(spool_bytes=10, max_bytes=100) as writer, pytest.raises(TooLarge):
+        writer.expect(101)
+
+
+async def test_a_descriptor_of_the_file_outlives_the_body() -> None:
+    body = await spool(pieces(b"abc"), spool_bytes=1, max_bytes=3)
+    with body.descriptor() as file:
+        body.close()
+        assert os.pread(file, 10, 0) == b"abc"
+    with pytest.raises(ValueError, match="closed"), body.descriptor():
+        pass
+
+
 async def test_nothing_is_left_in_the_directory(tmp_path: Path) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     with BodyWriter(spool_bytes=1, max_bytes=100, directory=str(tmp_path)) as writer:

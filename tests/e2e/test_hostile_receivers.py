@@ -18,14 +18,14 @@ RECEIVERS = Path(__file__).with_name("receivers.py")
 
 @asynccontextmanager
 async def open_site(
-    tmp_path: Path, *tempers: str
+    tmp_path: Path, *tempers: str, options: tuple[str, ...] = ()
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Process, list[int], Process]]:
     """A broadcaster without authentication, and receivers of these tempers subscribed to `t`."""
     site = await Site.make(tmp_path / "site", "--to-broadcasters-auth", "none", "--to-subscribers-auth", "none")
     async with AsyncExitStack() as stack:
         receivers = await stack.enter_async_context(running(RECEIVERS, *tempers))
-        options = ("--attempt-timeout-seconds", "3", "--notify-timeout-seconds", "5")
-        broadcaster = await stack.enter_async_context(site.serve(*options))
+        seconds = ("--attempt-timeout-seconds", "3", "--notify-timeout-seconds", "5")
+        broadcaster = await stack.enter_async_context(site.serve(*seconds, *options))
         ports = json.loads(await receivers.line())["ports"]
         api = await stack.enter_async_context(httpx.AsyncClient(base_url=await broadcaster.url(), timeout=30))
         for port in ports:
@@ -80,3 +80,16 @@ async def test_each_hostile_receiver_is_counted_for_what_it_did_and_memory_stays
         assert not any("followed_redirect" in request for request in requests(receivers))
         again = (await api.post("/v1/notify?topic=t", content=b"x")).json()
         assert again["matched"] == len(outcomes) - 1, "the one that answered 410 is forgotten"
+
+
+async def test_a_large_message_does_not_wait_for_receivers_that_hang(tmp_path: Path) -> None:
+    """Its own deadline is weeks away here: it ends because nobody may hang in one step for longer than a second."""
+    tempers = {"accept": 1, "deaf": 0, "hang": 0, "drip": 0, "reset": 0}
+    options = ("--min-bytes-per-second", "10", "--spool-bytes", "1000000", "--attempt-timeout-seconds", "1")
+    async with open_site(tmp_path, *tempers, options=options) as (api, _, ports, receivers):
+        notify = asyncio.create_task(api.post("/v1/notify?topic=t", content=bytes(30_000_000)))
+        await receivers.wait_lines(1, lambda line: json.loads(line)["port"] == ports[0], after=1)
+        small = (await api.post("/v1/notify?topic=none", content=b"x")).json()
+        assert small["matched"] == 0
+        counts = (await notify).json()
+        assert (counts["matched"], counts["notified"], counts["failed"]) == (5, 1, 4)

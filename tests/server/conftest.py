@@ -57,6 +57,7 @@ class ScriptedOutbound:
         *,
         deadline: float,
         done: Callable[[Answer | AttemptFailed], None],
+        head_again: Callable[[], bytes] | None = None,
     ) -> asyncio.Task[None]:
         headers = dict(line.split(": ", 1) for line in head.decode("ascii").split("\r\n")[:-1])
         return asyncio.create_task(self._attempt(callback, headers, body, done))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import math
 import os
 import socket
 import ssl
@@ -111,7 +112,13 @@ class Client:
         self.outbound = outbound
 
     def start(
-        self, callback: CallbackUrl, body: Body = SMALL, *, head: bytes = HEAD, seconds: float = LIMIT
+        self,
+        callback: CallbackUrl,
+        body: Body = SMALL,
+        *,
+        head: bytes = HEAD,
+        seconds: float = LIMIT,
+        head_again: Callable[[], bytes] | None = None,
     ) -> tuple[Post, asyncio.Future[Outcome]]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
@@ -121,7 +128,8 @@ class Client:
             assert not posting
             future.set_result(outcome)
 
-        post = self.outbound.post(callback, head, body, deadline=loop.time() + seconds, done=done)
+        deadline = loop.time() + seconds
+        post = self.outbound.post(callback, head, body, deadline=deadline, done=done, head_again=head_again)
         posting = False
         return post, future
 
@@ -154,10 +162,16 @@ class Network:
         self._stack.push_async_callback(close)
         return peer
 
-    async def client(self, *, connections_per_origin: int = 10, trusting: bool = True) -> Client:
+    async def client(
+        self, *, connections_per_origin: int = 10, trusting: bool = True, step_seconds: float = math.inf
+    ) -> Client:
         """An outbound that trusts the authority, or the certificates that it trusts by itself."""
-        ca_file = self.authority.file if trusting else None
-        opened = open_outbound(connections_per_origin=connections_per_origin, max_answer_bytes=65_536, ca_file=ca_file)
+        opened = open_outbound(
+            connections_per_origin=connections_per_origin,
+            max_answer_bytes=65_536,
+            ca_file=self.authority.file if trusting else None,
+            step_seconds=step_seconds,
+        )
         return Client(await self._stack.enter_async_context(opened))
 
 

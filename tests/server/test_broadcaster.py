@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 from base64 import b64encode
 from pathlib import Path
+from time import time
 
 import pytest
 
@@ -25,6 +26,7 @@ from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
 from tests.server.conftest import NO_AUTH, OpenBroadcaster, ScriptedOutbound, subscribe
+from tests.server.peers import OK, Network, Wire
 
 A, B = "http://127.0.0.1:2000/v1/receive", "http://127.0.0.1:2001/v1/receive"
 
@@ -75,6 +77,38 @@ async def test_a_delivery_carries_the_headers_of_the_protocol(
         secrets.to_subscribers, method="POST", headers=post.headers, now=delivery.timestamp, tolerance_seconds=300
     )
     assert proof.key_id == "k1"
+
+
+async def test_a_delivery_that_met_a_closed_connection_is_signed_anew_and_is_no_second_attempt(
+    network: Network, tmp_path: Path
+) -> None:
+    """The receiver may have taken the first copy: the second one must not be a replay to it."""
+    key = Key("k1", b"0123456789abcdef0123456789abcdef")
+    secrets = Secrets(Credentials.none(), Credentials("hmac", (key,)), ())
+    heads: list[dict[str, str]] = []
+
+    async def temper(wire: Wire, number: int) -> None:
+        while True:
+            head, _ = await wire.request()
+            heads.append(dict(line.split(": ", 1) for line in head.split("\r\n")[1:-2]))
+            if len(heads) == 2:
+                return
+            await wire.send(OK)
+
+    peer = await network.peer(temper)
+    async with Broadcaster(ServerConfig(db=f"sqlite:///{tmp_path}/db"), secrets=secrets) as broadcaster:
+        await subscribe(broadcaster, peer.callback().request_url, b"t")
+        for number in range(2):
+            result = await broadcaster.notify(b"t", b"%d" % number)
+            assert (result.notified, result.failed) == (1, 0)
+    proofs = [
+        verify_delivery(secrets.to_subscribers, method="POST", headers=head, now=time(), tolerance_seconds=300)
+        for head in heads
+    ]
+    assert len({proof.nonce for proof in proofs}) == 3
+    first, taken, again = (parse_delivery(head) for head in heads)
+    assert (taken.message_id, taken.attempt) == (again.message_id, again.attempt) == (result.message_id, 1)
+    assert first.message_id != taken.message_id
 
 
 async def test_the_same_subscription_again_keeps_its_id(broadcaster: Broadcaster) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import parse_callback_url
+from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery import connections as connections_module
 from httppubsubserver.delivery.outbound import Answer
+from httppubsubserver.delivery.sending import Sending
 from tests.server.peers import (
     HEAD,
     LARGE,
@@ -22,6 +24,7 @@ from tests.server.peers import (
     SMALL,
     Network,
     Outcome,
+    Temper,
     Wire,
     accept,
     answering,
@@ -283,6 +286,40 @@ async def test_a_request_that_meets_a_closed_idle_connection_is_sent_once_more(
     assert peer.connections == 2
 
 
+def stale(heads: list[str]) -> Temper:
+    """Answers on its first connection once, takes another request there and closes; answers on later ones."""
+
+    async def temper(wire: Wire, number: int) -> None:
+        heads.append((await wire.request())[0])
+        await wire.send(OK)
+        heads.append((await wire.request())[0])
+        if number:
+            await wire.send(OK)
+
+    return temper
+
+
+async def test_a_request_that_is_sent_once_more_has_lines_that_were_made_anew(network: Network) -> None:
+    heads: list[str] = []
+    peer, client = await network.peer(stale(heads)), await network.client()
+    assert await client.post(peer.callback()) == Answer(200, None)
+    _, answer = client.start(peer.callback(), head=b"nonce: 1\r\n", head_again=lambda: b"nonce: 2\r\n")
+    assert await answer == Answer(200, None)
+    assert [head.split("\r\n")[5] for head in heads[1:]] == ["nonce: 1", "nonce: 2"]
+    assert heads[1].replace("nonce: 1", "nonce: 2") == heads[2]
+
+
+async def test_a_request_that_cannot_be_signed_once_more_has_failed(network: Network) -> None:
+    def head_again() -> bytes:
+        raise ConfigurationError("every key has ended")
+
+    peer, client = await network.peer(stale([])), await network.client()
+    assert await client.post(peer.callback()) == Answer(200, None)
+    failed(await client.start(peer.callback(), head_again=head_again)[1], ConfigurationError.code, again=False)
+    await peer.finished()
+    assert peer.connections == 1
+
+
 async def test_a_request_is_sent_only_once_more(network: Network) -> None:
     async def temper(wire: Wire, number: int) -> None:
         if not number:
@@ -484,9 +521,18 @@ async def test_an_early_answer_ends_the_sending(where: str, ending: str, network
     assert peer.connections == 1
 
 
-async def test_a_slow_reader_holds_back_the_sender(network: Network) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("where", ["memory", "file"])
+async def test_a_slow_reader_holds_back_the_sender(
+    where: str, tls: bool, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = asyncio.Event()
     begun = asyncio.Event()
+    sendings: list[Sending] = []
+
+    def sending(body: Body, transport: asyncio.Transport) -> Sending:
+        sendings.append(Sending(body, transport))
+        return sendings[0]
 
     async def temper(wire: Wire, number: int) -> None:
         await wire.reader.readuntil(b"\r\n\r\n")
@@ -495,26 +541,17 @@ async def test_a_slow_reader_holds_back_the_sender(network: Network) -> None:
         await wire.reader.readexactly(30_000_000)
         await wire.send(OK)
 
-    peer, client = await network.peer(temper), await network.client()
-    with await spooled(bytes(30_000_000)) as body:
-        asked: list[bytes] = []
-        chunks = body.chunks
-
-        class Watched:
-            data, size = None, body.size
-
-            async def chunks(self) -> AsyncIterator[bytes]:
-                async for chunk in chunks():
-                    asked.append(chunk)
-                    yield chunk
-
-        _, answer = client.start(peer.callback(), Watched())  # type: ignore[arg-type]
+    monkeypatch.setattr(connections_module, "Sending", sending)
+    peer = await network.peer(temper, tls=network.authority.server() if tls else None)
+    client = await network.client()
+    with await spooled(bytes(30_000_000)) if where == "file" else Body.of(bytes(30_000_000)) as body:
+        _, answer = client.start(peer.callback(), body)
         await begun.wait()
-        count = -1
-        while count != len(asked):
-            count = len(asked)
+        given = -1
+        while given != sendings[0].given:
+            given = sendings[0].given
             await asyncio.gather(*(asyncio.to_thread(int) for _ in range(20)))
-        assert sum(map(len, asked)) < 20_000_000
+        assert given < 20_000_000
         read.set()
         assert await answer == Answer(200, None)
 
@@ -526,3 +563,38 @@ async def test_a_body_that_cannot_be_read_has_failed(network: Network, caplog: p
     failed(await client.post(peer.callback(), body), "body_unreadable", again=False)
     await peer.finished()
     assert "reading a body failed" in caplog.text
+
+
+@pytest.mark.parametrize("left", [3_000_000, 50_000])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_body_whose_file_is_too_short_has_failed(tls: bool, left: int, network: Network) -> None:
+    peer = await network.peer(accept, tls=network.authority.server() if tls else None)
+    client = await network.client()
+    with await spooled(bytes(4_000_000)) as body:
+        with body.descriptor() as file:
+            os.truncate(file, left)
+        failed(await client.post(peer.callback(), body), "body_unreadable", again=False)
+    await peer.finished()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_many_read_one_file_each_at_its_own_pace(tls: bool, network: Network) -> None:
+    data = os.urandom(5_000_000)
+    all_but_one = asyncio.Barrier(6)
+    bodies: list[bytes] = []
+
+    async def temper(wire: Wire, number: int) -> None:
+        await wire.reader.readuntil(b"\r\n\r\n")
+        if number == 0:
+            await all_but_one.wait()
+        bodies.append(await wire.reader.readexactly(len(data)))
+        await wire.send(OK)
+        if number:
+            await all_but_one.wait()
+
+    peer = await network.peer(temper, tls=network.authority.server() if tls else None)
+    client = await network.client()
+    with await spooled(data) as body:
+        answers = await asyncio.gather(*(client.post(peer.callback(), body) for _ in range(6)))
+    assert answers == [Answer(200, None)] * 6
+    assert bodies == [data] * 6

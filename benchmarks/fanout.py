@@ -7,6 +7,8 @@ the other one. They take turns, several rounds each; the table shows medians, an
 
 - *broadcaster*: `httppubsubserver serve`, hmac in both directions: ingest, matching, signing, retries, counting.
 - *httpx*, *aiohttp*: a FastAPI application with `asyncio.gather` over that client, nothing signed (by_hand.py).
+- *lonelypss*: another broadcaster for webhooks, hmac in both directions, SQLite (lonelypss_site.py). It calls one
+  subscriber after another, so two publishers at once keep it as busy as sixteen, and a round ends in reasonable time.
 - *bare loop*: the broadcaster's own connections, sending prepared bytes, without anything else around them.
 """
 
@@ -31,6 +33,8 @@ from harness import (
     subscribe,
     take_turns,
 )
+from lonelypss_site import lonelypss
+from venvs import NotInstalled
 
 PORTS = 8
 """Subscribers are spread over so many hosts."""
@@ -54,12 +58,18 @@ def measure(subscribers: int, rounds: int, seconds: float, directory: Path) -> N
             contestants.append(Contestant(library, child.pid, line.removeprefix("listening on "), None, few))
         child, _ = stack.enter_context(process([sys.executable, HERE / "bare_loop.py", *targets], OURS))
         contestants.append(BareLoop(child))
+        try:
+            contestants.append(
+                stack.enter_context(lonelypss(directory / f"lonelypss{subscribers}", subscribers, PORTS))
+            )
+        except NotInstalled as error:
+            print(f"(lonelypss is {error})", file=sys.stderr)
         take_turns(contestants, receiver.pid, subscribers, rounds, seconds)
         report(subscribers, contestants)
 
 
 def report(subscribers: int, contestants: list[Contestant]) -> None:
-    ours, with_httpx, with_aiohttp, bare = contestants
+    ours, with_httpx, with_aiohttp, bare, *peer = contestants
     rates = [contestant.median("deliveries_per_second") for contestant in contestants]
     names = ("broadcaster", "httpx", "aiohttp", "bare")
     record("fanout", subscribers=subscribers, **dict(zip(names, rates, strict=True)))
@@ -69,7 +79,9 @@ def report(subscribers: int, contestants: list[Contestant]) -> None:
         f"| {rates[1]:,.0f} ({with_httpx.median('cpu_microseconds'):.0f}) "
         f"| {rates[2]:,.0f} ({with_aiohttp.median('cpu_microseconds'):.0f}) "
         f"| {rates[3]:,.0f} ({bare.median('cpu_microseconds'):.0f}) "
-        f"| {rates[0] / rates[1]:.0f} | {rates[0] / rates[2]:.1f} | {rates[0] / rates[3]:.2f} |",
+        + (f"| {rates[4]:,.0f} ({peer[0].median('cpu_microseconds'):.0f}) " if peer else "| not installed ")
+        + f"| {rates[0] / rates[1]:.0f} | {rates[0] / rates[2]:.1f} | {rates[0] / rates[3]:.2f} "
+        + (f"| {rates[0] / rates[4]:.0f} |" if peer else "| |"),
         flush=True,
     )
 
@@ -77,8 +89,11 @@ def report(subscribers: int, contestants: list[Contestant]) -> None:
 def main() -> None:
     quick = "--quick" in sys.argv
     print("Deliveries/s (CPU microseconds of the contestant for each), ms until a notify is answered, ratios.\n")
-    print("| subscribers | broadcaster | p50 / p99 | httpx | aiohttp | bare loop | /httpx | /aiohttp | /bare |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| subscribers | broadcaster | p50 / p99 | httpx | aiohttp | bare loop | lonelypss "
+        "| /httpx | /aiohttp | /bare | /lonelypss |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         for subscribers in (1, 100) if quick else (1, 10, 100, 1000):
             measure(subscribers, 3 if quick else 5, 1.0 if quick else 2.0, Path(directory))

@@ -52,6 +52,10 @@ class Load:
         head = f"POST {self.target} HTTP/1.1\r\nhost: {self.host}\r\ncontent-length: {len(BODY)}\r\n{lines}\r\n"
         return head.encode("ascii") + BODY
 
+    def check(self, answer: bytes) -> None:
+        if b'"failed": 0' not in answer and b'"failed":0' not in answer and b"failed" in answer:
+            raise SystemExit(f"a delivery failed; this run says nothing: {answer.decode()}")
+
     async def one_connection(self, end: float) -> None:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         while (start := time.perf_counter()) < end:
@@ -60,9 +64,7 @@ class Load:
             if not head.startswith(b"HTTP/1.1 2"):
                 raise SystemExit(f"the notify was not taken: {head.decode()}")
             length = head.lower().split(b"content-length: ", 1)[1].split(b"\r\n", 1)[0]
-            answer = await reader.readexactly(int(length))
-            if b'"failed": 0' not in answer and b'"failed":0' not in answer and b"failed" in answer:
-                raise SystemExit(f"a delivery failed; this run says nothing: {answer.decode()}")
+            self.check(await reader.readexactly(int(length)))
             self.latencies.append(time.perf_counter() - start)
         writer.close()
 
@@ -78,12 +80,8 @@ class Load:
         }
 
 
-def main() -> None:
-    url, connections, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    credentials = Credentials.none()
-    if len(sys.argv) > 4:
-        credentials = secrets_from_json(json.loads(Path(sys.argv[4]).read_text())).to_broadcasters
-    work = Load(url, credentials, seconds).run(connections)
+def run(load: Load, connections: int) -> None:
+    work = load.run(connections)
     try:
         import uvloop
 
@@ -91,6 +89,14 @@ def main() -> None:
     except ImportError:
         result = asyncio.run(work)
     print(json.dumps(result))
+
+
+def main() -> None:
+    url, connections, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    credentials = Credentials.none()
+    if len(sys.argv) > 4:
+        credentials = secrets_from_json(json.loads(Path(sys.argv[4]).read_text())).to_broadcasters
+    run(Load(url, credentials, seconds), connections)
 
 
 if __name__ == "__main__":

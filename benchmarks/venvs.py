@@ -1,0 +1,39 @@
+"""Virtual environments for peers from PyPI, one each, made once under .venv-peers of the checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+PLACE = Path(__file__).parent.parent / ".venv-peers"
+SECONDS = 120
+"""What an installation may take."""
+
+
+class NotInstalled(Exception):
+    """A peer cannot be had here; says why in one line."""
+
+
+def python_with(requirement: str) -> Path:
+    """The interpreter of an environment that has `requirement`, a name with extras and one version. Raises
+    `NotInstalled`."""
+    place = PLACE / requirement.partition("[")[0].partition("==")[0]
+    # Written last, so that an installation that was cut short is done again.
+    done = place / "installed"
+    if not (done.exists() and done.read_text() == requirement):
+        print(f"(installing {requirement})", file=sys.stderr)
+        try:
+            _run([sys.executable, "-m", "venv", "--clear", place])
+            _run([place / "bin" / "python", "-m", "pip", "install", "--quiet", requirement])
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotInstalled(f"not installed: {error}") from error
+        done.write_text(requirement)
+    return place / "bin" / "python"
+
+
+def _run(command: list[str | Path]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines() or ["failed"]
+        raise NotInstalled(f"not installed: {said[-1].strip()}")

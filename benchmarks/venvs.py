@@ -15,20 +15,20 @@ class NotInstalled(Exception):
     """A peer cannot be had here; says why in one line."""
 
 
-def python_with(requirement: str) -> Path:
-    """The interpreter of an environment that has `requirement`, a name with extras and one version. Raises
-    `NotInstalled`."""
-    place = PLACE / requirement.partition("[")[0].partition("==")[0]
+def python_with(peer: str, *others: str) -> Path:
+    """The interpreter of an environment that has `peer`, a name with extras and one version, and what it lacks to be
+    served. Raises `NotInstalled`."""
+    place = PLACE / peer.partition("==")[0].partition("[")[0]
     # Written last, so that an installation that was cut short is done again.
-    done = place / "installed"
-    if not (done.exists() and done.read_text() == requirement):
-        print(f"(installing {requirement})", file=sys.stderr)
+    done, wanted = place / "installed", " ".join([peer, *others])
+    if not (done.exists() and done.read_text() == wanted):
+        print(f"(installing {wanted})", file=sys.stderr)
         try:
             _run([sys.executable, "-m", "venv", "--clear", place])
-            _run([place / "bin" / "python", "-m", "pip", "install", "--quiet", requirement])
+            _run([place / "bin" / "python", "-m", "pip", "install", "--quiet", peer, *others])
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NotInstalled(f"not installed: {error}") from error
-        done.write_text(requirement)
+        done.write_text(wanted)
     return place / "bin" / "python"
 
 

@@ -62,13 +62,15 @@ def measure(subscribers: int, rounds: int, seconds: float, directory: Path) -> N
             contestants.append(
                 stack.enter_context(lonelypss(directory / f"lonelypss{subscribers}", subscribers, PORTS))
             )
+            missing = ""
         except NotInstalled as error:
-            print(f"(lonelypss is {error})", file=sys.stderr)
+            missing = str(error)
         take_turns(contestants, receiver.pid, subscribers, rounds, seconds)
-        report(subscribers, contestants)
+        report(subscribers, contestants, missing)
 
 
-def report(subscribers: int, contestants: list[Contestant]) -> None:
+def report(subscribers: int, contestants: list[Contestant], missing: str) -> None:
+    """Print a row; lonelypss is the last contestant, or is `missing` for that reason."""
     ours, with_httpx, with_aiohttp, bare, *peer = contestants
     rates = [contestant.median("deliveries_per_second") for contestant in contestants]
     names = ("broadcaster", "httpx", "aiohttp", "bare")
@@ -79,7 +81,7 @@ def report(subscribers: int, contestants: list[Contestant]) -> None:
         f"| {rates[1]:,.0f} ({with_httpx.median('cpu_microseconds'):.0f}) "
         f"| {rates[2]:,.0f} ({with_aiohttp.median('cpu_microseconds'):.0f}) "
         f"| {rates[3]:,.0f} ({bare.median('cpu_microseconds'):.0f}) "
-        + (f"| {rates[4]:,.0f} ({peer[0].median('cpu_microseconds'):.0f}) " if peer else "| not installed ")
+        + (f"| {rates[4]:,.0f} ({peer[0].median('cpu_microseconds'):.0f}) " if peer else f"| {missing} ")
         + f"| {rates[0] / rates[1]:.0f} | {rates[0] / rates[2]:.1f} | {rates[0] / rates[3]:.2f} "
         + (f"| {rates[0] / rates[4]:.0f} |" if peer else "| |"),
         flush=True,

@@ -71,12 +71,16 @@ def lonelypss(site: Path, subscribers: int, ports: int, connections: int = 2) ->
     main.write_text(main.read_text().replace("return ConfigFromParts(", f"return ConfigFromParts(tracing={TRACING},"))
     secrets = site / "subscriber-secrets.json"
     receive: list[str | Path] = [sys.executable, HERE / "receive_lonelypss.py", str(ports), secrets]
-    with process(receive, OTHERS) as (receiver, line), process([python, "-c", SERVE], OURS, site) as (child, url):
+    with (
+        process(receive, OTHERS) as (receiver, line),
+        process([python, "-c", SERVE], OURS, site) as (child, url),
+        httpx.Client(trust_env=False, timeout=30) as client,
+    ):
         for target in callback_urls(line.split(), subscribers):
             signed, body = subscription(secret_of(secrets, "to-broadcaster"), target, b"t")
             headers = {"authorization": signed.decode("ascii")}
             try:
-                answer = httpx.post(f"{url}/v1/subscribe/exact", content=body, headers=headers, trust_env=False)
+                answer = client.post(f"{url}/v1/subscribe/exact", content=body, headers=headers)
                 answer.raise_for_status()
             except httpx.HTTPError as error:
                 raise NotInstalled(f"it took no subscription: {error}") from error

@@ -40,6 +40,8 @@ from harness import (
 from peer_servers import PEERS, Server
 from venvs import NotInstalled
 
+SECONDS, QUICK_SECONDS = 220, 35
+"""What all of it may take, on a busy machine too: what would begin later is left out."""
 OUTSTANDING = 20_000
 """Deliveries that may be on their way at once, so that 1,000 subscribers do not mean buffers of another size."""
 BUSY = 0.85
@@ -79,6 +81,9 @@ def wanted_seconds(pid: int) -> float:
     return total / 1e9
 
 
+SERVERS = ["httppubsubserver", *PEERS]
+
+
 @dataclass
 class Round:
     """One server, once."""
@@ -88,6 +93,22 @@ class Round:
     server_busy: float
     load_busy: float
     lost: int
+
+
+class OutOfTime(Exception):
+    """The run has taken as long as it may."""
+
+
+class Deadline:
+    """When to begin nothing more."""
+
+    def __init__(self, seconds: float) -> None:
+        self.at = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises `OutOfTime`."""
+        if time.monotonic() > self.at:
+            raise OutOfTime("no time left")
 
 
 Turn = Callable[[float], Round]
@@ -133,10 +154,12 @@ def callbacks(ours: Broadcaster, receiver: int, subscribers: int) -> Turn:
     return turn
 
 
-def start_ours(stack: contextlib.ExitStack, directory: Path, subscribers: int) -> Turn:
+def start_ours(stack: contextlib.ExitStack, directory: Path, subscribers: int, deadline: Deadline) -> Turn:
+    """Raises `OutOfTime`."""
     receiver, line = stack.enter_context(process(receiver_command(directory, 8), OTHERS))
     ours = stack.enter_context(broadcaster(directory / "site"))
     for target in callback_urls(line.split(), subscribers):
+        deadline.check()
         subscribe(ours, target, ["t"])
     return callbacks(ours, receiver.pid, subscribers)
 
@@ -153,28 +176,35 @@ def start_peer(stack: contextlib.ExitStack, name: str, directory: Path, program:
     return held_connections(server, load)
 
 
-def measure(subscribers: int, rounds: int, seconds: float, directory: Path, missing: dict[str, str]) -> dict[str, str]:
-    """One column: a cell for each server that could be had; `missing` gets the others."""
+def measure(
+    subscribers: int, rounds: int, seconds: float, directory: Path, missing: dict[str, str], deadline: Deadline
+) -> dict[str, str]:
+    """One column: a cell for each server; `missing` says why one cannot be had, and is told of more."""
     taken: dict[str, list[Round]] = {}
     turns: dict[str, Turn] = {}
+    cells = dict(missing)
     with contextlib.ExitStack() as stack:
-        for name in ["httppubsubserver", *PEERS]:
+        for name in SERVERS:
             place = directory / f"{name.split()[0]}-{subscribers}"
             place.mkdir()
             try:
-                if name == "httppubsubserver":
-                    turns[name] = start_ours(stack, place, subscribers)
+                deadline.check()
+                if name == SERVERS[0]:
+                    turns[name] = start_ours(stack, place, subscribers, deadline)
                 elif name not in missing:
                     turns[name] = start_peer(stack, name, place, directory / "peer_load", subscribers)
-            except (NotInstalled, OSError, subprocess.SubprocessError) as error:
-                missing[name] = str(error)
+            except NotInstalled as error:
+                cells[name] = missing[name] = str(error)
+            except (OutOfTime, OSError, subprocess.SubprocessError) as error:
+                cells[name] = str(error)
         for _ in range(rounds):
             for name, turn in turns.items():
                 try:
+                    deadline.check()
                     taken.setdefault(name, []).append(turn(seconds))
-                except (NotTaken, OSError) as error:
-                    print(f"(a round of {name} is left out: {error})", file=sys.stderr)
-    return {name: cell(taken[name]) if taken.get(name) else "broke off" for name in turns}
+                except (NotTaken, OutOfTime, OSError) as error:
+                    cells[name] = str(error)
+    return cells | {name: cell(rounds) for name, rounds in taken.items() if rounds}
 
 
 def cell(rounds: list[Round]) -> str:
@@ -194,6 +224,7 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 20_000)), hard))
     quick = "--quick" in sys.argv
+    deadline = Deadline(QUICK_SECONDS if quick else SECONDS)
     sizes = (1, 100) if quick else (1, 100, 1000)
     missing: dict[str, str] = {}
     columns: list[dict[str, str]] = []
@@ -205,13 +236,13 @@ def main() -> None:
         else:
             subprocess.run([compiler, "-O2", "-o", directory / "peer_load", HERE / "peer_load.c"], check=True)
         for subscribers in sizes:
-            columns.append(measure(subscribers, 1 if quick else 3, 1.0 if quick else 2.0, directory, missing))
+            rounds, seconds = (1, 1.0) if quick else (3, 2.0)
+            columns.append(measure(subscribers, rounds, seconds, directory, missing, deadline))
     print("Delivered messages/s (CPU microseconds of the server for each) by number of subscribers.\n")
     print("| server | " + " | ".join(f"{subscribers:,}" for subscribers in sizes) + " |")
     print("|---|" + "---|" * len(sizes))
-    for name in ["httppubsubserver", *PEERS]:
-        cells = [column.get(name, missing.get(name, "")) for column in columns]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    for name in SERVERS:
+        print(f"| {name} | " + " | ".join(column[name] for column in columns) + " |")
     print(NOTES)
 
 

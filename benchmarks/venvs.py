@@ -25,7 +25,7 @@ def python_with(peer: str, *others: str) -> Path:
         print(f"(installing {wanted})", file=sys.stderr)
         try:
             _run([sys.executable, "-m", "venv", "--clear", place])
-            _run([place / "bin" / "python", "-m", "pip", "install", "--quiet", peer, *others])
+            _run([place / "bin" / "python", "-m", "pip", "install", "--quiet", "--retries", "1", peer, *others])
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NotInstalled(f"not installed: {error}") from error
         done.write_text(wanted)

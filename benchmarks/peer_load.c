@@ -175,6 +175,7 @@ static void learn(void) {
 static void run(double seconds, unsigned long long in_flight, double most) {
     unsigned long long before = received, lost = 0, chunk = in_flight / (unsigned)publisher_count;
     static unsigned turn;
+    if (chunk == 0) chunk = 1;
     unsigned long long first = published;
     double start = seconds_now(), now = start;
     while ((now = seconds_now()) < start + seconds) {
@@ -187,8 +188,8 @@ static void run(double seconds, unsigned long long in_flight, double most) {
         receive(early ? 1 : 100);
     }
     unsigned long long in_time = (received - before) / frame_size;
-    /* Half a second of silence: what is not here by now does not come. */
-    while (published > delivered() && receive(500) > 0) continue;
+    /* After so much silence: what is not here by now does not come. */
+    while (published > delivered() && receive(1500) > 0) continue;
     unsigned long long in_all = (received - before) / frame_size;
     if (published > delivered()) {
         lost = published * (unsigned)subscribers - received / frame_size;

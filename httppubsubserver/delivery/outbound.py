@@ -22,6 +22,7 @@ from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.connections import Connections, Exchange
+from httppubsubserver.delivery.tls_sessions import TlsSessions
 
 __all__ = ["Answer", "AttemptFailed", "HttpOutbound", "Outbound", "Post", "open_outbound"]
 
@@ -115,7 +116,7 @@ async def open_outbound(
     connections = Connections(
         idle_per_origin=connections_per_origin,
         max_answer_bytes=max_answer_bytes,
-        tls=tls,
+        tls=TlsSessions(tls),
         step_seconds=step_seconds,
     )
     try:

@@ -83,6 +83,22 @@ class Peer:
         self.port = 0
         self.connections = 0
         self.tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self, tls: ssl.SSLContext | None) -> None:
+        """Listen: on a port of its own the first time, on the same one later."""
+        self._server = await asyncio.start_server(self.serve, self._host.strip("[]"), self.port, ssl=tls, limit=1 << 20)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Stop listening, and end what is left."""
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+        while pending := [task for task in self.tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -148,19 +164,14 @@ class Network:
     async def peer(self, temper: Temper, *, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Peer:
         """A server on a port of its own."""
         peer = Peer(temper, host, "http" if tls is None else "https")
-        server = await asyncio.start_server(peer.serve, host, 0, ssl=tls, limit=1 << 20)
-        peer.port = server.sockets[0].getsockname()[1]
-
-        async def close() -> None:
-            server.close()
-            await server.wait_closed()
-            while pending := [task for task in peer.tasks if not task.done()]:
-                for task in pending:
-                    task.cancel()
-                await asyncio.wait(pending)
-
-        self._stack.push_async_callback(close)
+        await peer.open(tls)
+        self._stack.push_async_callback(peer.close)
         return peer
+
+    async def restarted(self, peer: Peer, tls: ssl.SSLContext | None) -> None:
+        """The same server on the same port, with another context and none of its connections."""
+        await peer.close()
+        await peer.open(tls)
 
     async def client(
         self, *, connections_per_origin: int = 10, trusting: bool = True, step_seconds: float = math.inf

@@ -31,30 +31,35 @@ from enum import Enum
 from typing import Final
 
 __all__ = [
+    "CHUNKED",
+    "FIELD_LINES",
+    "FIRST_CHUNK",
+    "MAX_CHUNK_LINE_BYTES",
     "MAX_HEADERS",
     "MAX_HEAD_BYTES",
     "MAX_INTERIM_ANSWERS",
+    "NEXT_CHUNK",
+    "UNTIL_CLOSE",
     "Answer",
     "AnswerReader",
     "AttemptFailed",
     "BadAnswer",
+    "Head",
     "Reading",
 ]
 
 MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
 MAX_INTERIM_ANSWERS: Final = 16
-_MAX_CHUNK_LINE_BYTES: Final = 256
+MAX_CHUNK_LINE_BYTES: Final = 256
 
-_UNTIL_CLOSE: Final = -1
-_CHUNKED: Final = -2
+UNTIL_CLOSE: Final = -1
+CHUNKED: Final = -2
 
 # RFC 9112 section 4, RFC 9110 section 5.5. Possessive throughout, hence linear: no byte is looked at twice.
 _TEXT: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
-_HEAD: Final = re.compile(
-    rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r\n"
-    rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:" + _TEXT + rb"\r\n){0," + str(MAX_HEADERS).encode() + rb"}+\r\n"
-)
+FIELD_LINES: Final = rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:" + _TEXT + rb"\r\n){0,%d}+" % MAX_HEADERS
+_HEAD: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + _TEXT + rb")?\r\n" + FIELD_LINES + rb"\r\n")
 _FIELDS: Final = re.compile(
     rb"\r\n(content-length|transfer-encoding|connection|retry-after):[\t ]*+([^\r]*+)", re.IGNORECASE
 )
@@ -62,8 +67,8 @@ _START: Final = b"HTTP/1."
 # What is wrong whatever follows, so that it is refused at once and not at the deadline.
 _NEVER: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?=[^\n])")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
-_FIRST_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + _TEXT + rb")?\r\n")
-_NEXT_CHUNK: Final = re.compile(rb"\r\n" + _FIRST_CHUNK.pattern)
+FIRST_CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;" + _TEXT + rb")?\r\n")
+NEXT_CHUNK: Final = re.compile(rb"\r\n" + FIRST_CHUNK.pattern)
 
 
 class BadAnswer(Exception):
@@ -73,8 +78,9 @@ class BadAnswer(Exception):
 class AttemptFailed(Exception):
     """There was no answer. `again`: a quick second attempt makes sense; `hanging`: the time ran out."""
 
-    def __init__(self, reason: str, *, again: bool, hanging: bool = False) -> None:
+    def __init__(self, reason: str, *, again: bool, hanging: bool = False, cause: BaseException | None = None) -> None:
         super().__init__(reason)
+        self.__cause__ = cause
         self.reason = reason
         self.again = again
         self.hanging = hanging
@@ -89,12 +95,16 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Head:
+    """What a head says, of the answer and of its end."""
+
     answer: Answer
     body: int
-    """How many bytes follow, or `_UNTIL_CLOSE`, or `_CHUNKED`."""
+    """How many bytes follow, or `UNTIL_CLOSE`, or `CHUNKED`; not what a HEAD request means for it."""
     keeps: bool
     """The connection may be used again when the body has been read."""
+    data: bytes
+    """All of it, with the empty line that ends it."""
 
 
 class Reading(Enum):
@@ -112,7 +122,7 @@ class Reading(Enum):
 
 _MAX_KNOWN: Final = 512
 _MAX_KNOWN_BYTES: Final = 1024
-_known: dict[bytes, _Head] = {}
+_known: dict[bytes, Head] = {}
 """Heads that were read lately. Most servers answer with the same bytes again, for a second at least (Date)."""
 
 
@@ -168,7 +178,7 @@ class AnswerReader:
             seen = 0
         self._interim = 0
         self._buffer = b""
-        self._begin_body(head, data[end:])
+        self._begin(head, data[end:])
         return head.answer
 
     def _keep(self, data: bytes, seen: int) -> None:
@@ -179,7 +189,7 @@ class AnswerReader:
             raise BadAnswer("this does not begin like an answer in HTTP/1.1, or its head is too long")
         self._buffer = data
 
-    def _read_head(self, data: bytes) -> _Head:
+    def _read_head(self, data: bytes) -> Head:
         try:
             head = _parse_head(data)
         except BadAnswer:
@@ -191,7 +201,7 @@ class AnswerReader:
             _known[data] = head
         return head
 
-    def _begin_body(self, head: _Head, data: bytes) -> None:
+    def _begin(self, head: Head, data: bytes) -> None:
         self._keeps = head.keeps
         if head.body == 0:
             self.state = Reading.SPENT if data or not head.keeps else Reading.IDLE
@@ -200,8 +210,8 @@ class AnswerReader:
         else:
             self.state = Reading.BODY
             self._room = self._max_bytes
-            self._left = 0 if head.body == _CHUNKED else head.body
-            self._chunk = _FIRST_CHUNK if head.body == _CHUNKED else None
+            self._left = 0 if head.body == CHUNKED else head.body
+            self._chunk = FIRST_CHUNK if head.body == CHUNKED else None
             self._read_body(data)
 
     def _read_body(self, data: bytes) -> None:
@@ -225,8 +235,8 @@ class AnswerReader:
             if match is None:
                 self._buffer = data[at:]
                 # A line that is complete, and still no chunk's, never will be one.
-                complete = data.find(b"\n", at if line is _FIRST_CHUNK else at + 2) >= 0
-                if complete or len(self._buffer) > _MAX_CHUNK_LINE_BYTES:
+                complete = data.find(b"\n", at if line is FIRST_CHUNK else at + 2) >= 0
+                if complete or len(self._buffer) > MAX_CHUNK_LINE_BYTES:
                     self.state = Reading.SPENT
                 return
             size = int(match[1], 16)
@@ -240,11 +250,11 @@ class AnswerReader:
                     self.state = Reading.SPENT
                 return
             at = match.end() + size
-            self._chunk = line = _NEXT_CHUNK
+            self._chunk = line = NEXT_CHUNK
         self._left = at - len(data)
 
 
-def _parse_head(data: bytes) -> _Head:
+def _parse_head(data: bytes) -> Head:
     """A complete head, with the empty line that ends it. Raises `BadAnswer`."""
     match = _HEAD.fullmatch(data)
     if match is None or len(data) > MAX_HEAD_BYTES:
@@ -272,7 +282,7 @@ def _parse_head(data: bytes) -> _Head:
         raise BadAnswer("Content-Length beside Transfer-Encoding")
     if status in (204, 304) or status < 200:
         # RFC 9112 section 6.3: there is no body. Whoever announces one may send it, too.
-        return _Head(Answer(status, retry_after), 0, keeps and not chunked and not length)
+        return Head(Answer(status, retry_after), 0, keeps and not chunked and not length, data)
     # RFC 9112 section 6.1: HTTP/1.0 knows no chunks, whoever sends them with it is at fault.
-    body = _CHUNKED if chunked and match[1] == b"1" else _UNTIL_CLOSE if length is None else length
-    return _Head(Answer(status, retry_after), body, keeps)
+    body = CHUNKED if chunked and match[1] == b"1" else UNTIL_CLOSE if length is None else length
+    return Head(Answer(status, retry_after), body, keeps, data)

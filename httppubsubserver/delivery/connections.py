@@ -26,7 +26,7 @@ from httppubsubserver.delivery.dialing import dial, reason_of
 from httppubsubserver.delivery.sending import Sending
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 
-__all__ = ["IDLE_SECONDS", "MAX_IDLE", "Connections", "Exchange", "Outcome"]
+__all__ = ["IDLE_SECONDS", "MAX_IDLE", "Connection", "Connections", "Exchange", "Outcome"]
 
 _LOG = logging.getLogger("httppubsub.server.outbound")
 
@@ -78,7 +78,7 @@ class Exchange:
         self.done = done
         self.head_again = head_again
         """Gives the lines for the second try."""
-        self.connection: _Connection | None = None
+        self.connection: Connection | None = None
         """None when it is over."""
         self.second = False
         """The first try met a connection that its peer had closed while it was idle."""
@@ -114,10 +114,10 @@ class Connections:
         self.now = self.loop.time()
         """The time of the last sweep: good enough for what lasts seconds."""
         self._idle_per_origin = idle_per_origin
-        self._idle: dict[str, list[_Connection]] = {}
+        self._idle: dict[str, list[Connection]] = {}
         self._idle_count = 0
-        self._all: set[_Connection] = set()
-        self.sending: set[_Connection] = set()
+        self._all: set[Connection] = set()
+        self.sending: set[Connection] = set()
         """Those that have a large body on its way."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -150,15 +150,19 @@ class Connections:
                 return
         self._send_over_new(exchange)
 
+    def make(self, exchange: Exchange) -> Connection:
+        """A connection for it, to be dialled."""
+        return Connection(self, exchange)
+
     def _send_over_new(self, exchange: Exchange) -> None:
-        connection = _Connection(self, exchange)
+        connection = self.make(exchange)
         self._all.add(connection)
         connection.dial(exchange)
         if self._sweeper is None:
             self.now = self.loop.time()
             self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
 
-    def release(self, connection: _Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Keep a connection for the next request, if there is room for it."""
         idle = self._idle.get(connection.origin)
         if idle is None:
@@ -170,7 +174,7 @@ class Connections:
         connection.until = self.now + IDLE_SECONDS
         idle.append(connection)
 
-    def withdraw(self, connection: _Connection) -> None:
+    def withdraw(self, connection: Connection) -> None:
         """Never send anything over it again."""
         idle = self._idle.get(connection.origin)
         if idle is not None:
@@ -180,7 +184,7 @@ class Connections:
             if not idle:
                 del self._idle[connection.origin]
 
-    def forget(self, connection: _Connection) -> None:
+    def forget(self, connection: Connection) -> None:
         """It is gone."""
         self._all.discard(connection)
         if not self._all:
@@ -221,7 +225,7 @@ class Connections:
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep) if self._all else None
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection, from dialling on."""
 
     __slots__ = (
@@ -327,7 +331,7 @@ class _Connection(asyncio.Protocol):
             if not self._used:
                 # With TLS 1.3 a server may refuse a client only after the client's side of the handshake is over.
                 self._connections.tls.forget(self.origin)
-            self.fail(AttemptFailed(reason, again=reason != "tls_error"))
+            self.fail(AttemptFailed(reason, again=reason != "tls_error", cause=exc))
 
     # -- request --------------------------------------------------------------------------------------------------
 
@@ -394,8 +398,8 @@ class _Connection(asyncio.Protocol):
         assert transport is not None
         try:
             answer = reader.feed(data)
-        except BadAnswer:
-            self.fail(AttemptFailed("bad_answer", again=True))
+        except BadAnswer as error:
+            self.fail(AttemptFailed("bad_answer", again=True, cause=error))
             return
         state = reader.state
         if state is _HEAD:

@@ -87,7 +87,9 @@ class Peer:
 
     async def open(self, tls: ssl.SSLContext | None) -> None:
         """Listen: on a port of its own the first time, on the same one later."""
-        self._server = await asyncio.start_server(self.serve, self._host.strip("[]"), self.port, ssl=tls, limit=1 << 20)
+        self._server = await asyncio.start_server(
+            self.serve, self._host.strip("[]"), self.port, ssl=tls, limit=1 << 20, backlog=1000
+        )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:

@@ -1,0 +1,297 @@
+"""`FastTransport`: what carries a broadcaster's deliveries, for `httpx.AsyncClient`.
+
+    async with FastTransport() as transport, HttpPubSubClient(config, transport=transport) as client:
+        ...
+
+httpx's own pool looks at all requests in flight for each of them. Here a request takes the connection that became
+idle last, and that is all. What this costs:
+
+| it can                                              | it cannot, and says so (`httpx.UnsupportedProtocol`)         |
+|-----------------------------------------------------|--------------------------------------------------------------|
+| HTTP/1.1, plain and over TLS, any other method      | HTTP/2, upgrades, CONNECT and proxies, `sni_hostname`        |
+| bodies in memory and streams, counted or in chunks  | answers over `max_answer_bytes`: they are read whole first   |
+| `timeout`: connect, read, write and pool            | `trace` and `network_stream`, without saying so              |
+
+As in httpx a timeout bounds a wait, not a whole: `connect` from the name to the end of the TLS handshake, `write` each
+wait for room, `read` each wait for bytes after the request was sent, `pool` the wait until fewer than `max_requests`
+are under way. They are kept within 0.05 s. An answer that comes before the whole request was sent ends it.
+
+A GET, HEAD, OPTIONS, TRACE, PUT or DELETE with its body in memory is sent a second time, over a new connection, when
+its peer closed an idle one just then; nothing else ever is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import ssl
+from typing import Final, cast
+
+import httpx
+
+from httppubsubclient.bodies import Body
+from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
+from httppubsubclient.protocol.errors import InvalidUrl
+from httppubsubserver.delivery.answers import AttemptFailed
+from httppubsubserver.delivery.connections import Connection, Connections, Exchange, Outcome
+from httppubsubserver.delivery.httpx_requests import StreamedBody, framed, request_head
+from httppubsubserver.delivery.tls_sessions import TlsSessions
+from httppubsubserver.delivery.whole_answers import AnswerTooLarge, WholeAnswer, WholeAnswerReader
+
+__all__ = ["FastTransport"]
+
+_IDEMPOTENT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
+
+_MAX_ORIGINS: Final = 1000
+"""How many origins are kept parsed."""
+
+
+class FastTransport(httpx.AsyncBaseTransport):
+    """A transport for one event loop. Close it, or use it as a context manager: `httpx.AsyncClient` does so itself."""
+
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        max_requests: int = 1000,
+        idle_per_origin: int = 1000,
+        idle_seconds: float = 2.0,
+        max_answer_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        """`tls`: whom to trust, and a certificate to show; by default the certificates of certifi.
+
+        `max_requests` at once, further ones wait. `idle_seconds`: shorter than what servers commonly allow (uvicorn:
+        5 s), so that this side closes first: a POST that meets a connection just being closed has failed.
+        """
+        # Without SSL_CERT_FILE and SSL_CERT_DIR.
+        self._tls = httpx.create_ssl_context(trust_env=False) if tls is None else tls
+        self._tls.set_alpn_protocols(["http/1.1"])
+        self._free = asyncio.Semaphore(max_requests)
+        self._idle_per_origin = idle_per_origin
+        self._idle_seconds = idle_seconds
+        self._max_answer_bytes = max_answer_bytes
+        self._origins: dict[tuple[str, bytes, int | None], CallbackUrl] = {}
+        self._calls: _Calls | None = None
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send it and read the whole answer. Raises what httpx's own transport raises."""
+        calls = self._opened()
+        call = _Call(request, self._origin(request), calls.loop)
+        if self._free.locked():
+            await self._turn(request.extensions.get("timeout", {}).get("pool"))
+        else:
+            await self._free.acquire()
+        try:
+            answer = await call.answered(calls)
+        finally:
+            self._free.release()
+        return httpx.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=httpx.ByteStream(answer.body),
+            extensions={"http_version": answer.version, "reason_phrase": answer.reason},
+        )
+
+    async def _turn(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._free.acquire()
+        except TimeoutError:
+            raise httpx.PoolTimeout("too many other requests are under way: max_requests") from None
+
+    async def aclose(self) -> None:
+        """Close all connections. What is still under way fails."""
+        self._closed = True
+        calls, self._calls = self._calls, None
+        if calls is not None:
+            await calls.aclose()
+
+    def _opened(self) -> _Calls:
+        """Made with the first request, because only then there is an event loop for certain."""
+        if self._closed:
+            raise RuntimeError("this transport is closed")
+        if self._calls is None:
+            self._calls = _Calls(
+                idle_per_origin=self._idle_per_origin,
+                idle_seconds=self._idle_seconds,
+                max_answer_bytes=self._max_answer_bytes,
+                tls=TlsSessions(self._tls),
+            )
+        elif self._calls.loop is not asyncio.get_running_loop():
+            raise RuntimeError("this transport was used in another event loop before: make one for each")
+        return self._calls
+
+    def _origin(self, request: httpx.Request) -> CallbackUrl:
+        if request.method == "CONNECT" or "sni_hostname" in request.extensions:
+            raise httpx.UnsupportedProtocol("this transport makes no tunnels, and shows no other name in TLS")
+        url = request.url
+        key = (url.scheme, url.raw_host, url.port)
+        known = self._origins.get(key)
+        if known is None:
+            host, port = url.raw_host.decode("ascii"), "" if url.port is None else f":{url.port}"
+            try:
+                known = parse_callback_url(f"{url.scheme}://{f'[{host}]' if ':' in host else host}{port}/")
+            except InvalidUrl as error:
+                detail = error.detail.replace("a callback URL", "the URL of a request")
+                raise httpx.UnsupportedProtocol(f"this transport cannot reach {url}: {detail}") from None
+            if len(self._origins) >= _MAX_ORIGINS:
+                self._origins.clear()
+            self._origins[key] = known
+        return known
+
+
+class _Call(Exchange):
+    """One request under way; `answered` waits for it."""
+
+    __slots__ = ("connect_seconds", "error", "future", "last", "of_head", "read_seconds", "write_seconds")
+
+    def __init__(self, request: httpx.Request, origin: CallbackUrl, loop: asyncio.AbstractEventLoop) -> None:
+        head, stream = request_head(request), request.stream
+        in_memory = isinstance(stream, httpx.ByteStream)
+        if isinstance(stream, httpx.ByteStream):
+            body = framed(head, b"".join(stream))
+        else:
+            assert isinstance(stream, httpx.AsyncByteStream)
+            body = StreamedBody(head, stream, self._unreadable)
+        super().__init__(origin, head.data, body, math.inf, self._done)
+        self.second = not in_memory or request.method not in _IDEMPOTENT
+        self.of_head = request.method == "HEAD"
+        self.last = head.last
+        timeout = request.extensions.get("timeout", {})
+        self.connect_seconds = _seconds(timeout, "connect")
+        self.read_seconds, self.write_seconds = _seconds(timeout, "read"), _seconds(timeout, "write")
+        self.future: asyncio.Future[Outcome] = loop.create_future()
+        self.error: httpx.TransportError | None = None
+        """What the failure is to httpx."""
+
+    async def answered(self, calls: _Calls) -> WholeAnswer:
+        """Send it. A caller that is cancelled costs the connection."""
+        calls.send(self)
+        try:
+            outcome = await self.future
+        except BaseException:
+            self.cancel()
+            raise
+        if self.error is not None:
+            raise self.error from cast(AttemptFailed, outcome)
+        return cast(WholeAnswer, outcome)
+
+    def _unreadable(self, error: Exception) -> None:
+        """The body cannot be read to its end: the caller's own error is what the caller gets."""
+        if not self.future.done():
+            self.future.set_exception(error)
+        self.cancel()
+
+    def _done(self, outcome: Outcome) -> None:
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
+def _seconds(timeout: dict[str, float | None], name: str) -> float:
+    seconds = timeout.get(name)
+    return math.inf if seconds is None else seconds
+
+
+class _Calls(Connections):
+    """Connections whose answers are kept."""
+
+    def __init__(self, *, idle_per_origin: int, idle_seconds: float, max_answer_bytes: int, tls: TlsSessions) -> None:
+        super().__init__(idle_per_origin=idle_per_origin, max_answer_bytes=max_answer_bytes, tls=tls)
+        self._idle_seconds = idle_seconds
+
+    def make(self, exchange: Exchange) -> Connection:
+        """See `Connections`."""
+        exchange.deadline = self.loop.time() + cast(_Call, exchange).connect_seconds
+        return _CallConnection(self, exchange)
+
+    def release(self, connection: Connection) -> None:
+        """See `Connections`; for another time."""
+        super().release(connection)
+        if connection.until != math.inf:  # closed
+            connection.until = self.now + self._idle_seconds
+
+
+class _CallConnection(Connection):
+    """A connection that waits as httpx's timeouts say, and reads to the end."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, connections: Connections, exchange: Exchange) -> None:
+        super().__init__(connections, exchange)
+        self._reader = self._answers = WholeAnswerReader(max_bytes=connections.max_answer_bytes)
+
+    def begin(self, exchange: Exchange) -> None:
+        """See `Connection`."""
+        super().begin(exchange)
+        call = cast(_Call, exchange)
+        self._answers.expect(of_head=call.of_head, last=call.last)
+        self._wait()
+
+    def pause_writing(self) -> None:
+        """See `Connection`."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        """See `Connection`."""
+        super().resume_writing()
+        self._wait()
+
+    async def _send_file(self, body: Body, transport: asyncio.Transport) -> None:
+        await super()._send_file(body, transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """See `Connection`."""
+        super().data_received(data)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Something has moved: what is waited for now, and for how long?"""
+        call = cast(_Call | None, self.exchange)
+        if call is None:
+            return
+        if not self._unsent:
+            seconds = call.read_seconds
+        elif self._room is not None:
+            seconds = call.write_seconds
+        else:
+            seconds = math.inf  # for the caller's own stream
+        self.until = self._connections.loop.time() + seconds
+
+    def _lost(self, exc: Exception | None) -> None:
+        answer = self._answers.ended() if exc is None else None
+        exchange = self.exchange
+        if answer is None or exchange is None:
+            super()._lost(exc)
+        else:
+            self.exchange = None
+            self.close()
+            exchange.end(answer)
+
+    def fail(self, failure: AttemptFailed) -> None:
+        """See `Connection`."""
+        call = cast(_Call | None, self.exchange)
+        if call is not None:
+            call.error = _error(failure, connected=self._transport is not None, unsent=self._unsent)
+        super().fail(failure)
+
+
+def _error(failure: AttemptFailed, *, connected: bool, unsent: bool) -> httpx.TransportError:
+    """What httpx calls it."""
+    cause = failure.__cause__
+    if failure.hanging:
+        if not connected:
+            return httpx.ConnectTimeout("no connection within its time")
+        return httpx.WriteTimeout("the peer stopped reading") if unsent else httpx.ReadTimeout("the peer is silent")
+    if isinstance(cause, AnswerTooLarge):
+        return httpx.UnsupportedProtocol(f"{cause}: FastTransport(max_answer_bytes=...) sets the limit")
+    if failure.reason == "bad_answer":
+        return httpx.RemoteProtocolError(str(cause))
+    words = "the transport was closed" if failure.reason == "closed" else str(cause or failure.reason)
+    if not connected:
+        return httpx.ConnectError(words)
+    if cause is None and failure.reason == "connection_lost":
+        return httpx.RemoteProtocolError("the peer closed the connection without a complete answer")
+    return (httpx.WriteError if unsent else httpx.ReadError)(words)

@@ -116,14 +116,17 @@ class Broadcasters:
         *,
         connect_timeout_seconds: float,
         ca_file: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """`transport` stays open: it belongs to who made it, and others may use it too."""
         self._urls = tuple(urls)
         self._credentials = credentials
         self._avoided_until: dict[str, float] = {}
         self._http = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
-            verify=_tls(self._urls, ca_file),
+            verify=transport is None and _tls(self._urls, ca_file),
+            transport=None if transport is None else _Lent(transport),
             # Only connecting has a timeout of its own; everything else is bounded by the deadline of the attempt.
             timeout=httpx.Timeout(None, connect=connect_timeout_seconds),
             limits=httpx.Limits(
@@ -216,6 +219,16 @@ class Broadcasters:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._http.aclose()
+
+
+class _Lent(httpx.AsyncBaseTransport):
+    """A transport of somebody else: not closed with the client that uses it."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._transport.handle_async_request(request)
 
 
 class _Request:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import httpx
 from fastapi import APIRouter
 
 from httppubsubclient.broadcasters import Broadcasters, BroadcastersUnavailable
@@ -65,10 +66,20 @@ class HttpPubSubClient:
     """Publishes and subscribes while it is entered. It may be entered several times, also at the same time: the first
     starts it, the last to leave stops it."""
 
-    def __init__(self, config: HttpPubSubConfig) -> None:
+    def __init__(self, config: HttpPubSubConfig, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` carries the calls to the broadcasters instead of httpx's own: `httppubsubserver.FastTransport()`
+        when there are many at once. Whom it trusts is its own affair; who made it closes it, after this client."""
         if not isinstance(config, HttpPubSubConfig):
             raise ConfigurationError(f"HttpPubSubClient takes a HttpPubSubConfig, not {type(config).__name__}")
+        if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
+            raise ConfigurationError(f"transport is a httpx.AsyncBaseTransport, not {type(transport).__name__}")
+        if transport is not None and config.broadcaster_ca_file is not None:
+            raise ConfigurationError(
+                "broadcaster_ca_file says nothing to a transport of your own: "
+                "FastTransport(tls=ssl.create_default_context(cafile=...))"
+            )
         self._config = config
+        self._transport = transport
         self._directory = None if config.spool_directory is None else os.fspath(config.spool_directory)
         self._limits = Limits(
             messages=config.buffer_messages,
@@ -196,6 +207,7 @@ class HttpPubSubClient:
             config.send_auth,
             connect_timeout_seconds=config.connect_timeout_seconds,
             ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
+            transport=self._transport,
         )
 
     def _lifespan(self, _app: Any) -> AbstractAsyncContextManager[None]:

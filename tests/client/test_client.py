@@ -138,3 +138,37 @@ async def test_without_a_host_a_client_only_publishes(broadcaster: FakeBroadcast
 def test_a_client_is_made_of_a_configuration() -> None:
     with pytest.raises(ConfigurationError, match="HttpPubSubConfig"):
         HttpPubSubClient({"host": HOST})  # type: ignore[arg-type]
+
+
+async def test_a_transport_that_was_given_is_used_and_stays_open(broadcaster: FakeBroadcaster) -> None:
+    class Transport(httpx.AsyncBaseTransport):
+        closed = False
+
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            await request.aread()
+            answer = await broadcaster(request)
+            return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(answer.content))
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    transport = Transport()
+    client = HttpPubSubClient(config(), transport=transport)
+    broadcaster.network.stop()
+    for _ in range(2):
+        async with client, client.subscribe_exact(b"foo/bar"):
+            await client.notify(topic=b"foo/bar", data=b"hello")
+            assert broadcaster.requests[-1].extensions["timeout"]["connect"] == 3.0
+    assert not transport.closed
+    assert broadcaster.calls.count("POST /v1/notify") == 2
+    assert broadcaster.kept == {}
+
+
+def test_what_is_no_transport_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="AsyncBaseTransport"):
+        HttpPubSubClient(config(), transport=httpx.HTTPTransport)  # type: ignore[arg-type]
+
+
+def test_a_transport_brings_its_own_certificates() -> None:
+    with pytest.raises(ConfigurationError, match="broadcaster_ca_file"):
+        HttpPubSubClient(config(broadcaster_ca_file="ca.pem"), transport=httpx.AsyncHTTPTransport(verify=False))

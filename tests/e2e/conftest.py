@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from httppubsubclient.client import HttpPubSubClient
@@ -30,7 +31,9 @@ async def broadcaster(site: Site) -> AsyncIterator[Process]:
 
 
 @asynccontextmanager
-async def open_client(site: Site, *urls: str, fragment: str = "") -> AsyncIterator[HttpPubSubClient]:
+async def open_client(
+    site: Site, *urls: str, fragment: str = "", transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[HttpPubSubClient]:
     """A client in this process, with a listener of its own on a free port."""
     send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
     config = HttpPubSubConfig(
@@ -40,5 +43,5 @@ async def open_client(site: Site, *urls: str, fragment: str = "") -> AsyncIterat
         receive_auth=receive_auth,
         broadcasters=list(urls),
     )
-    async with HttpPubSubClient(config) as client:
+    async with HttpPubSubClient(config, transport=transport) as client:
         yield client

@@ -35,6 +35,8 @@ SERVER_ROWS = [
     {"delivery.connections", "delivery.dialing", "delivery.sending"},
     {"delivery.whole_answers"},
     {"delivery.outbound", "delivery.httpx_transport"},
+    {"delivery.fanout"},
+    {"delivery.lanes"},
     {"delivery.dispatcher"},
     {"broadcaster"},
     {"http_requests", "http_schemas"},

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from httppubsubclient.protocol.credentials import Step, explain_delivery, explain_request, sign_request
+from httppubsubclient.protocol.credentials import sign_request
 from httppubsubclient.protocol.errors import InvalidRequest, InvalidUrl
+from httppubsubclient.protocol.explanations import Step, explain_delivery, explain_request
 from httppubsubclient.protocol.signatures import content_digest, parse_content_digest
 
 __all__ = ["add_sign", "add_verify"]

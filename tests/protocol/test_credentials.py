@@ -19,9 +19,6 @@ from httppubsubclient.protocol.credentials import (
     Key,
     Proof,
     Secrets,
-    Step,
-    explain_delivery,
-    explain_request,
     secrets_from_json,
     secrets_to_json,
     sign_delivery,
@@ -30,6 +27,7 @@ from httppubsubclient.protocol.credentials import (
     verify_request,
 )
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest, PubSubError, Unauthorized
+from httppubsubclient.protocol.explanations import Step, explain_delivery, explain_request
 from httppubsubclient.protocol.messages import Notification, delivery_headers
 from httppubsubclient.protocol.signatures import content_digest
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from httppubsubclient.protocol import credentials as module
+from httppubsubclient.protocol import checks as module
 from httppubsubclient.protocol.credentials import (
     Credentials,
     Key,
     Proof,
-    explain_request,
     sign_request,
     verify_request,
 )
 from httppubsubclient.protocol.errors import Unauthorized
+from httppubsubclient.protocol.explanations import explain_request
 from httppubsubclient.protocol.signatures import REQUEST, content_digest, read_own
 
 T = TypeVar("T")
@@ -37,14 +37,14 @@ def signed(**headers: str) -> dict[str, str]:
 
 
 def short(headers: dict[str, str], now: float = NOW, has_body: bool = True) -> Proof | None:
-    must_cover = module._request_must_cover(headers, has_body)
-    return module._accepted_at_once(HMAC, must_cover, LINE, headers, now, 300)
+    must_cover = module.request_must_cover(headers, has_body)
+    return module.accepted_at_once(HMAC, must_cover, LINE, headers, now, 300)
 
 
 def one_by_one(headers: dict[str, str], now: float = NOW, has_body: bool = True) -> Proof | None:
-    must_cover = module._request_must_cover(headers, has_body)
+    must_cover = module.request_must_cover(headers, has_body)
     try:
-        return module._verify(module._Strict(), HMAC, REQUEST, must_cover, LINE, headers, now, 300)
+        return module.verify(module.Strict(), HMAC, REQUEST, must_cover, LINE, headers, now, 300)
     except Unauthorized:
         return None
 

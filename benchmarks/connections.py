@@ -92,7 +92,7 @@ def main() -> None:
         except ImportError:
             asyncio.run(work)
         return
-    print("\n| connections | kB for each | with an empty protocol |\n|---|---|---|")
+    print("| connections | kB for each | with an empty protocol |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         _, line = stack.enter_context(process(receiver_command(Path(name), PORTS), OTHERS))
         for count in (1_000,) if "--quick" in sys.argv else (1_000, 2_000, 4_000):

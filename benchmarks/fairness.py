@@ -80,6 +80,7 @@ def main() -> None:
         load_subscriptions(
             directory / "site" / "httppubsub.sqlite3", callback_urls(line.split(), subscribers), b"large"
         )
+        notify(site, "small")  # reads the subscriptions
         large_seconds, counts = notify(site, "large")
         assert counts["notified"] == subscribers, counts
 
@@ -107,7 +108,7 @@ def main() -> None:
             large.join()
         rows = [[statistics.median(taken[figure] for taken in some) for figure in FIGURES] for some in (alone, beside)]
         rate = subscribers / statistics.median(larges)
-        print(f"\n{SMALL_PER_SECOND} small notifies a second; milliseconds from when one was due to its arrival.\n")
+        print(f"{SMALL_PER_SECOND} small notifies a second; milliseconds from when one was due to its arrival.\n")
         print("| | p50 | p99 | longest |\n|---|---|---|---|")
         print("| alone | " + " | ".join(f"{figure:.1f}" for figure in rows[0]) + " |")
         print(f"| beside one to {subscribers:,} ({rate:,.0f}/s) | " + " | ".join(f"{x:.1f}" for x in rows[1]) + " |")

@@ -62,7 +62,7 @@ def main() -> None:
             )
             for server in (ours, bare):
                 server.run(sender, requests, receiver.pid)
-    print("\n| | notifies/s | CPU microseconds for each | sender and receiver busy |\n|---|---|---|---|")
+    print("| | notifies/s | CPU microseconds for each | sender and receiver busy |\n|---|---|---|---|")
     for server in (ours, bare):
         rate, cpu, others = (statistics.median(some) for some in (server.rates, server.cpu, server.others))
         print(f"| {server.name} | {rate:,.0f} | {cpu:.0f} | {others:.0%} |")

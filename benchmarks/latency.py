@@ -118,7 +118,7 @@ def main() -> None:
 
 def report(ours: Relay, bare: Relay) -> None:
     print(
-        f"\nMilliseconds from when a notify was due to its arrival at each of {SUBSCRIBERS} subscribers: p50 / p99 / "
+        f"Milliseconds from when a notify was due to its arrival at each of {SUBSCRIBERS} subscribers: p50 / p99 / "
         f"longest.\nMaxima: broadcaster {ours.maximum * SUBSCRIBERS:,.0f} deliveries/s, "
         f"bare loop {bare.maximum * SUBSCRIBERS:,.0f}.\n"
     )

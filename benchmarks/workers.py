@@ -72,7 +72,7 @@ def main() -> None:
         for _ in range(rounds):
             for setting in settings:
                 setting.run(sender, directory, receiver.pid, seconds)
-    print(f"\n{len(CORES)} cores for everything. Cores used:\n")
+    print(f"{len(CORES)} cores for everything. Cores used:\n")
     print("| workers | deliveries/s | by the workers | least / most busy worker | by the receiver | by the publisher |")
     print("|---|---|---|---|---|---|")
     for setting in settings:

@@ -1,6 +1,6 @@
 """How one broadcaster process carries its subscriptions: start, memory, changes, matching.
 
-    python benchmarks/scale.py [--quick]
+    python benchmarks/scale.py [--quick] [--json PATH]
 
 The rows are written straight into a database file; a fresh process loads them through the store and the directory,
 and measures. Ten subscriptions share a callback URL, unless the row says otherwise.
@@ -23,6 +23,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from harness import record
 
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topic_index import TopicIndex
@@ -251,6 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tenths of everything")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--json", help="append rows for plots.py to this file")
     arguments = parser.parse_args()
     if arguments.measure:
         kind, total, path = arguments.measure
@@ -265,6 +268,8 @@ def main() -> None:
     print("| subscriptions | load | for a million | memory each | at the peak | loop held up | full collection |")
     print("|---|---|---|---|---|---|---|")
     for (kind, total, per_url), each in results.items():
+        if per_url > 1:
+            record("scale", kind=kind, subscriptions=total, bytes=each["bytes"])
         print(
             f"| {total:,} {kind}{' of a URL each' if per_url == 1 else ''} | {each['load_seconds']:.2f} s "
             f"| {each['load_seconds'] / total * 1e6:.1f} s | {each['bytes']:.0f} B | {each['peak_bytes']:.0f} B "

@@ -29,6 +29,9 @@ _LOG = logging.getLogger("httppubsub.server.directory")
 _KINDS: Final[dict[PatternKind, PatternKind]] = {"exact": "exact", "glob": "glob", "mqtt": "mqtt"}
 """One copy of each for all targets; a row of the store brings its own."""
 
+_SLICE: Final = 2000
+"""How many of the targets of one topic are looked at before others get a turn."""
+
 _RECENT_CALLBACKS: Final = 1024
 """Their subscriptions share one object also when they come one by one; in a load, all do."""
 
@@ -74,7 +77,14 @@ class Directory:
     async def match(self, topic: bytes, *, now: int) -> list[Target]:
         """The unexpired subscriptions that match. `now` in microseconds."""
         await self.refresh()
-        return [target for target in self._known.index.match(topic) if target.expires_at > now]
+        found = self._known.index.match(topic)
+        if len(found) <= _SLICE:
+            return [target for target in found if target.expires_at > now]
+        targets: list[Target] = []
+        for start in range(0, len(found), _SLICE):
+            targets += [target for target in found[start : start + _SLICE] if target.expires_at > now]
+            await asyncio.sleep(0)
+        return targets
 
     async def refresh(self) -> None:
         """Catch up with the store; cheap when nothing has changed.

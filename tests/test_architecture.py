@@ -32,7 +32,7 @@ SERVER_ROWS = [
     },
     {"directory", "auth", "idempotency", "delivery"},
     {"delivery.answers", "delivery.tls_sessions", "delivery.httpx_requests"},
-    {"delivery.connections", "delivery.dialing", "delivery.sending"},
+    {"delivery.connection", "delivery.connections", "delivery.dialing", "delivery.sending"},
     {"delivery.whole_answers"},
     {"delivery.outbound", "delivery.httpx_transport"},
     {"delivery.fanout"},

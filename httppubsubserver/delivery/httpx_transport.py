@@ -33,7 +33,8 @@ from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl
 from httppubsubserver.delivery.answers import AttemptFailed
-from httppubsubserver.delivery.connections import Connection, Connections, Exchange, Outcome
+from httppubsubserver.delivery.connection import Connection, Exchange, Outcome
+from httppubsubserver.delivery.connections import Connections
 from httppubsubserver.delivery.httpx_requests import StreamedBody, framed, request_head
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 from httppubsubserver.delivery.whole_answers import AnswerTooLarge, WholeAnswer, WholeAnswerReader

@@ -2,7 +2,8 @@
 
 `Outbound` is the seam: the dispatcher knows nothing below it. `HttpOutbound` is an HTTP/1.1 client for this one verb.
 It follows no redirects, keeps no cookies, asks no proxy, reads nothing of the environment, and costs a tenth of what a
-general client does: answers.py reads, dialing.py connects, connections.py sends and keeps what can be used again.
+general client does: answers.py reads, dialing.py connects, connection.py sends, connections.py keeps what can be used
+again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
-from httppubsubserver.delivery.connections import Connections, Exchange
+from httppubsubserver.delivery.connection import Exchange
+from httppubsubserver.delivery.connections import Connections
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 
 __all__ = ["Answer", "AttemptFailed", "HttpOutbound", "Outbound", "Post", "open_outbound"]

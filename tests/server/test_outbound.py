@@ -12,6 +12,7 @@ import pytest
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubserver.delivery import connection as connection_module
 from httppubsubserver.delivery import connections as connections_module
 from httppubsubserver.delivery.outbound import Answer
 from httppubsubserver.delivery.sending import Sending
@@ -213,7 +214,7 @@ async def test_an_idle_connection_is_closed_after_a_while(network: Network, monk
 async def test_an_answer_whose_rest_does_not_come_loses_its_connection(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections_module, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(connection_module, "_REST_SECONDS", 0.0)
     peer = await network.peer(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhell"))
     client = await network.client()
     assert await client.post(peer.callback()) == Answer(200, None)
@@ -541,7 +542,7 @@ async def test_a_slow_reader_holds_back_the_sender(
         await wire.reader.readexactly(30_000_000)
         await wire.send(OK)
 
-    monkeypatch.setattr(connections_module, "Sending", sending)
+    monkeypatch.setattr(connection_module, "Sending", sending)
     peer = await network.peer(temper, tls=network.authority.server() if tls else None)
     client = await network.client()
     with await spooled(bytes(30_000_000)) if where == "file" else Body.of(bytes(30_000_000)) as body:

@@ -5,6 +5,8 @@ answer and calls `done`. The deadline of an exchange bounds all of it; `step_sec
 large body every time in which its receiver takes nothing, and the wait for the answer after the last byte. `until` says
 when what it does now must be over; `Connections` sees to that.
 
+`FastTransport` extends both: what an exchange sends, how long each `Step` may take, what reads the answer.
+
 A connection serves the next request only if the answer was read to its very end, nothing came after it, and the
 request was sent whole. Everything else closes it, at once and without a goodbye (`abort`): nothing may linger.
 """
@@ -15,6 +17,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from enum import Enum
 from typing import TYPE_CHECKING, Final, cast
 
 from httppubsubclient.bodies import Body
@@ -26,7 +29,7 @@ from httppubsubserver.delivery.sending import Sending
 if TYPE_CHECKING:
     from httppubsubserver.delivery.connections import Connections
 
-__all__ = ["Connection", "Exchange", "Outcome"]
+__all__ = ["Connection", "Exchange", "Outcome", "Step"]
 
 _LOG = logging.getLogger("httppubsub.server.outbound")
 
@@ -39,6 +42,17 @@ _ONE_WRITE_BYTES: Final = 64 * 1024
 Outcome = Answer | AttemptFailed
 _HEAD, _IDLE, _SPENT = Reading.HEAD, Reading.IDLE, Reading.SPENT
 """Names that are looked up once for every answer."""
+
+
+class Step(Enum):
+    """What a connection waits for."""
+
+    CONNECT = "connect"
+    """To be connected, with TLS if that was asked for."""
+    WRITE = "write"
+    """The peer, to take some of a large body."""
+    READ = "read"
+    """The answer, when all of a large body was taken."""
 
 
 class Exchange:
@@ -75,6 +89,10 @@ class Exchange:
         """The whole head, and `data` behind it."""
         return b"%b%bcontent-length: %d\r\n\r\n%b" % (self.start, self.lines, self.body.size, data)
 
+    def make_sending(self, transport: asyncio.Transport) -> Sending:
+        """How its body is sent when it is large."""
+        return Sending(self.body, transport)
+
     def cancel(self) -> None:
         """Give up: `done` is not called any more, and the connection is closed."""
         connection = self.connection
@@ -98,15 +116,15 @@ class Connection(asyncio.Protocol):
         "_connections",
         "_dialling",
         "_reader",
-        "_sending",
         "_transport",
         "_used",
         "exchange",
         "origin",
+        "sending",
         "until",
     )
 
-    def __init__(self, connections: Connections, exchange: Exchange) -> None:
+    def __init__(self, connections: Connections, exchange: Exchange, reader: AnswerReader) -> None:
         self._connections = connections
         self.origin = exchange.callback.origin
         self.exchange: Exchange | None = exchange
@@ -115,17 +133,22 @@ class Connection(asyncio.Protocol):
         """When what it does now must be over, in event loop time."""
         self._dialling: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
-        self._reader = AnswerReader(max_bytes=connections.max_answer_bytes)
+        self._reader = reader
         self._used = False
         """It has brought an answer: its peer may close it at any moment, and a request on its way meets nobody."""
-        self._sending: Sending | None = None
+        self.sending: Sending | None = None
         """The large body that is on its way."""
+
+    @property
+    def connected(self) -> bool:
+        """It stands: what fails now does not fail in connecting."""
+        return self._transport is not None
 
     # -- life -----------------------------------------------------------------------------------------------------
 
     def dial(self, exchange: Exchange) -> None:
         """Begin to connect; `connection_made` sends the request."""
-        self._step(exchange)
+        self.step(exchange, Step.CONNECT)
         self._dialling = self._connections.spawn(self._dial(exchange.callback))
         # Not at the end of `_dial`: a task that is cancelled before its first step never gets there.
         self._dialling.add_done_callback(self._dialled)
@@ -158,12 +181,12 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """No answer can come any more, be it the first byte or the rest."""
-        self._lost(None)
+        self.lost(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The last call of the event loop; a handshake that failed brings it, too, and `_dial` is told as well."""
         if self._transport is not None:
-            self._lost(exc)
+            self.lost(exc)
             self._transport = None
             self._connections.forget(self)
 
@@ -185,7 +208,7 @@ class Connection(asyncio.Protocol):
         if exchange is not None:
             exchange.end(failure)
 
-    def _lost(self, exc: Exception | None) -> None:
+    def lost(self, exc: Exception | None) -> None:
         """The peer has gone."""
         exchange = self.exchange
         if exchange is not None and self._used and not exchange.second and self._reader.untouched:
@@ -216,8 +239,8 @@ class Connection(asyncio.Protocol):
             self._begin_sending(exchange, transport)
 
     def _begin_sending(self, exchange: Exchange, transport: asyncio.Transport) -> None:
-        self._step(exchange)
-        self._sending = sending = Sending(exchange.body, transport)
+        self.step(exchange, Step.WRITE)
+        self.sending = sending = exchange.make_sending(transport)
         self._connections.sending.add(self)
         sending.start(
             exchange.request(),
@@ -228,33 +251,36 @@ class Connection(asyncio.Protocol):
 
     def look_after_sending(self) -> None:
         """Whoever takes something gets the time for a step once more, and for the answer when it has taken all."""
-        assert self._sending is not None
+        assert self.sending is not None
         assert self.exchange is not None
-        if self._sending.progressed():
-            self._step(self.exchange)
-            if self._sending.over:
+        if self.sending.progressed():
+            self.step(self.exchange, Step.READ if self.sending.over else Step.WRITE)
+            if self.sending.over:
                 self._end_sending()
 
     def _end_sending(self) -> None:
-        sending, self._sending = self._sending, None
+        sending, self.sending = self.sending, None
         if sending is not None:
             sending.stop()
             self._connections.sending.discard(self)
 
-    def _step(self, exchange: Exchange) -> None:
+    def step(self, exchange: Exchange, step: Step) -> None:
         """Something begins that must not take longer than `step_seconds`."""
-        connections = self._connections
-        self.until = min(exchange.deadline, connections.loop.time() + connections.step_seconds)
+        self.until = min(exchange.deadline, self._connections.loop.time() + self.step_seconds(exchange, step))
+
+    def step_seconds(self, exchange: Exchange, step: Step) -> float:
+        """How long this step of this exchange may take. A delivery has the same for all."""
+        return self._connections.step_seconds
 
     def pause_writing(self) -> None:
         """The transport holds enough."""
-        if self._sending is not None:
-            self._sending.pause()
+        if self.sending is not None:
+            self.sending.pause()
 
     def resume_writing(self) -> None:
         """There is room again."""
-        if self._sending is not None:
-            self._sending.resume()
+        if self.sending is not None:
+            self.sending.resume()
 
     # -- answer ---------------------------------------------------------------------------------------------------
 
@@ -274,7 +300,7 @@ class Connection(asyncio.Protocol):
             self._used = True
             self._connections.tls.remember(self.origin, transport)
         exchange, self.exchange = self.exchange, None
-        sending = self._sending
+        sending = self.sending
         if sending is not None:
             self._end_sending()
         unsent = sending is not None and sending.unsent

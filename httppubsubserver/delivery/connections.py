@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Final
 
 from httppubsubclient.protocol.errors import PubSubError
-from httppubsubserver.delivery.answers import AttemptFailed
+from httppubsubserver.delivery.answers import AnswerReader, AttemptFailed
 from httppubsubserver.delivery.connection import Connection, Exchange
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 
@@ -39,6 +39,7 @@ class Connections:
     def __init__(self, *, idle_per_origin: int, max_answer_bytes: int, tls: TlsSessions, step_seconds: float) -> None:
         self.max_answer_bytes = max_answer_bytes
         self.step_seconds = step_seconds
+        self.idle_seconds = IDLE_SECONDS
         self.tls = tls
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
@@ -82,7 +83,7 @@ class Connections:
 
     def make(self, exchange: Exchange) -> Connection:
         """A connection for it, to be dialled."""
-        return Connection(self, exchange)
+        return Connection(self, exchange, AnswerReader(max_bytes=self.max_answer_bytes))
 
     def _send_over_new(self, exchange: Exchange) -> None:
         connection = self.make(exchange)
@@ -101,7 +102,7 @@ class Connections:
             connection.close()
             return
         self._idle_count += 1
-        connection.until = self.now + IDLE_SECONDS
+        connection.until = self.now + self.idle_seconds
         idle.append(connection)
 
     def withdraw(self, connection: Connection) -> None:

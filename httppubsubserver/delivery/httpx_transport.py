@@ -13,8 +13,9 @@ idle last, and that is all. What this costs:
 | `timeout`: connect, read, write and pool            | `trace` and `network_stream`, without saying so              |
 
 As in httpx a timeout bounds a wait, not a whole: `connect` from the name to the end of the TLS handshake, `write` each
-wait for room, `read` each wait for bytes after the request was sent, `pool` the wait until fewer than `max_requests`
-are under way. They are kept within 0.05 s. An answer that comes before the whole request was sent ends it.
+time in which the peer takes nothing of what there is to send, `read` each wait for bytes after the request was sent,
+`pool` the wait until fewer than `max_requests` are under way. They are kept within 0.05 s. An answer that comes before
+the whole request was sent ends it.
 
 A GET, HEAD, OPTIONS, TRACE, PUT or DELETE with its body in memory is sent a second time, over a new connection, when
 its peer closed an idle one just then; nothing else ever is.
@@ -29,13 +30,13 @@ from typing import Final, cast
 
 import httpx
 
-from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl
 from httppubsubserver.delivery.answers import AttemptFailed
-from httppubsubserver.delivery.connection import Connection, Exchange, Outcome
+from httppubsubserver.delivery.connection import Connection, Exchange, Outcome, Step
 from httppubsubserver.delivery.connections import Connections
 from httppubsubserver.delivery.httpx_requests import StreamedBody, framed, request_head
+from httppubsubserver.delivery.sending import Sending, StreamSending
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 from httppubsubserver.delivery.whole_answers import AnswerTooLarge, WholeAnswer, WholeAnswerReader
 
@@ -145,7 +146,7 @@ class FastTransport(httpx.AsyncBaseTransport):
 class _Call(Exchange):
     """One request under way; `answered` waits for it."""
 
-    __slots__ = ("connect_seconds", "error", "future", "last", "of_head", "read_seconds", "write_seconds")
+    __slots__ = ("error", "future", "last", "of_head", "timeouts")
 
     def __init__(self, request: httpx.Request, origin: CallbackUrl, loop: asyncio.AbstractEventLoop) -> None:
         head, stream = request_head(request), request.stream
@@ -155,16 +156,22 @@ class _Call(Exchange):
         else:
             assert isinstance(stream, httpx.AsyncByteStream)
             body = StreamedBody(head, stream, self._unreadable)
-        super().__init__(origin, head.data, body, math.inf, self._done)
+        super().__init__(origin, head.data, b"", body, math.inf, self._done, None)
         self.second = not in_memory or request.method not in _IDEMPOTENT
         self.of_head = request.method == "HEAD"
         self.last = head.last
-        timeout = request.extensions.get("timeout", {})
-        self.connect_seconds = _seconds(timeout, "connect")
-        self.read_seconds, self.write_seconds = _seconds(timeout, "read"), _seconds(timeout, "write")
+        self.timeouts: dict[str, float | None] = request.extensions.get("timeout", {})
         self.future: asyncio.Future[Outcome] = loop.create_future()
         self.error: httpx.TransportError | None = None
         """What the failure is to httpx."""
+
+    def request(self, data: bytes = b"") -> bytes:
+        """See `Exchange`; the framing is part of what httpx gave."""
+        return self.start + data
+
+    def make_sending(self, transport: asyncio.Transport) -> Sending:
+        """See `Exchange`."""
+        return (StreamSending if self.body.data is None else Sending)(self.body, transport)
 
     async def answered(self, calls: _Calls) -> WholeAnswer:
         """Send it. A caller that is cancelled costs the connection."""
@@ -189,28 +196,18 @@ class _Call(Exchange):
             self.future.set_result(outcome)
 
 
-def _seconds(timeout: dict[str, float | None], name: str) -> float:
-    seconds = timeout.get(name)
-    return math.inf if seconds is None else seconds
-
-
 class _Calls(Connections):
     """Connections whose answers are kept."""
 
     def __init__(self, *, idle_per_origin: int, idle_seconds: float, max_answer_bytes: int, tls: TlsSessions) -> None:
-        super().__init__(idle_per_origin=idle_per_origin, max_answer_bytes=max_answer_bytes, tls=tls)
-        self._idle_seconds = idle_seconds
+        super().__init__(
+            idle_per_origin=idle_per_origin, max_answer_bytes=max_answer_bytes, tls=tls, step_seconds=math.inf
+        )
+        self.idle_seconds = idle_seconds
 
     def make(self, exchange: Exchange) -> Connection:
         """See `Connections`."""
-        exchange.deadline = self.loop.time() + cast(_Call, exchange).connect_seconds
-        return _CallConnection(self, exchange)
-
-    def release(self, connection: Connection) -> None:
-        """See `Connections`; for another time."""
-        super().release(connection)
-        if connection.until != math.inf:  # closed
-            connection.until = self.now + self._idle_seconds
+        return _CallConnection(self, exchange, WholeAnswerReader(max_bytes=self.max_answer_bytes))
 
 
 class _CallConnection(Connection):
@@ -218,54 +215,38 @@ class _CallConnection(Connection):
 
     __slots__ = ("_answers",)
 
-    def __init__(self, connections: Connections, exchange: Exchange) -> None:
-        super().__init__(connections, exchange)
-        self._reader = self._answers = WholeAnswerReader(max_bytes=connections.max_answer_bytes)
+    def __init__(self, connections: Connections, exchange: Exchange, reader: WholeAnswerReader) -> None:
+        super().__init__(connections, exchange, reader)
+        self._answers = reader
 
     def begin(self, exchange: Exchange) -> None:
         """See `Connection`."""
         super().begin(exchange)
         call = cast(_Call, exchange)
         self._answers.expect(of_head=call.of_head, last=call.last)
-        self._wait()
+        self._await_bytes()
 
-    def pause_writing(self) -> None:
-        """See `Connection`."""
-        super().pause_writing()
-        self._wait()
-
-    def resume_writing(self) -> None:
-        """See `Connection`."""
-        super().resume_writing()
-        self._wait()
-
-    async def _send_file(self, body: Body, transport: asyncio.Transport) -> None:
-        await super()._send_file(body, transport)
-        self._wait()
+    def step_seconds(self, exchange: Exchange, step: Step) -> float:
+        """See `Connection`. The steps have httpx's names for its timeouts."""
+        seconds = cast(_Call, exchange).timeouts.get(step.value)
+        return math.inf if seconds is None else seconds
 
     def data_received(self, data: bytes) -> None:
         """See `Connection`."""
         super().data_received(data)
-        self._wait()
+        self._await_bytes()
 
-    def _wait(self) -> None:
-        """Something has moved: what is waited for now, and for how long?"""
-        call = cast(_Call | None, self.exchange)
-        if call is None:
-            return
-        if not self._unsent:
-            seconds = call.read_seconds
-        elif self._room is not None:
-            seconds = call.write_seconds
-        else:
-            seconds = math.inf  # for the caller's own stream
-        self.until = self._connections.loop.time() + seconds
+    def _await_bytes(self) -> None:
+        """The time for the next ones begins, if the request was sent; while it is being sent, that is what counts."""
+        if self.exchange is not None and self.sending is None:
+            self.step(self.exchange, Step.READ)
 
-    def _lost(self, exc: Exception | None) -> None:
+    def lost(self, exc: Exception | None) -> None:
+        """See `Connection`; some answers end so."""
         answer = self._answers.ended() if exc is None else None
         exchange = self.exchange
         if answer is None or exchange is None:
-            super()._lost(exc)
+            super().lost(exc)
         else:
             self.exchange = None
             self.close()
@@ -275,17 +256,19 @@ class _CallConnection(Connection):
         """See `Connection`."""
         call = cast(_Call | None, self.exchange)
         if call is not None:
-            call.error = _error(failure, connected=self._transport is not None, unsent=self._unsent)
+            call.error = _error(failure, connected=self.connected, sending=self.sending)
         super().fail(failure)
 
 
-def _error(failure: AttemptFailed, *, connected: bool, unsent: bool) -> httpx.TransportError:
+def _error(failure: AttemptFailed, *, connected: bool, sending: Sending | None) -> httpx.TransportError:
     """What httpx calls it."""
     cause = failure.__cause__
     if failure.hanging:
         if not connected:
             return httpx.ConnectTimeout("no connection within its time")
-        return httpx.WriteTimeout("the peer stopped reading") if unsent else httpx.ReadTimeout("the peer is silent")
+        return (
+            httpx.ReadTimeout("the peer is silent") if sending is None else httpx.WriteTimeout("the peer reads nothing")
+        )
     if isinstance(cause, AnswerTooLarge):
         return httpx.UnsupportedProtocol(f"{cause}: FastTransport(max_answer_bytes=...) sets the limit")
     if failure.reason == "bad_answer":
@@ -295,4 +278,4 @@ def _error(failure: AttemptFailed, *, connected: bool, unsent: bool) -> httpx.Tr
         return httpx.ConnectError(words)
     if cause is None and failure.reason == "connection_lost":
         return httpx.RemoteProtocolError("the peer closed the connection without a complete answer")
-    return (httpx.WriteError if unsent else httpx.ReadError)(words)
+    return (httpx.WriteError if sending is not None and sending.unsent else httpx.ReadError)(words)

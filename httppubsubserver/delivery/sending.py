@@ -5,6 +5,7 @@
 | in memory     | both  | written by pieces whenever the transport has room                                  |
 | in a file     | http  | `sendfile` in a thread: the kernel sends its pages, not one byte is copied up here |
 | in a file     | https | read by pieces in a thread, then written                                           |
+| in a stream   | both  | asked for a piece when the transport has room for it, then written                 |
 
 `sendfile` takes a seventh of the CPU time of reading and writing. It goes past the transport, over a descriptor of our
 own; the transport is idle meanwhile, but for what it reads.
@@ -25,7 +26,7 @@ from typing import Final
 
 from httppubsubclient.bodies import CHUNK_BYTES, Body, uncancelled
 
-__all__ = ["Sending"]
+__all__ = ["Sending", "StreamSending"]
 
 _LOG = logging.getLogger("httppubsub.server.outbound")
 
@@ -74,7 +75,7 @@ class Sending:
     ) -> None:
         """Send `head`, then the body. `in_clear`: without TLS; `failed` is called when the body cannot be read."""
         if self._body.data is None:
-            self._task = spawn(self._send_file(head, in_clear, failed))
+            self._task = spawn(self._send_unread(head, in_clear, failed))
         else:
             self._transport.write(head)
             self._write_rest()
@@ -115,7 +116,7 @@ class Sending:
             self.given += len(piece)
             self._transport.write(piece)
 
-    async def _send_file(self, head: bytes, in_clear: bool, failed: Callable[[], object]) -> None:
+    async def _send_unread(self, head: bytes, in_clear: bool, failed: Callable[[], object]) -> None:
         try:
             await (self._send_by_kernel(head) if in_clear else self._send_by_pieces(head))
         except Exception as error:
@@ -154,6 +155,25 @@ class Sending:
             raise OSError(errno.EIO, f"the spooled body ends at byte {end + len(last)}")
         self.given = self._body.size
         self._transport.write(last)
+
+
+class StreamSending(Sending):
+    """A body that is made while it is sent: its size is not known before. Its `chunks` tell of their own faults."""
+
+    __slots__ = ("_ended",)
+
+    def __init__(self, body: Body, transport: asyncio.Transport) -> None:
+        super().__init__(body, transport)
+        self._ended = False
+
+    @property
+    def unsent(self) -> bool:
+        """See `Sending`."""
+        return not self._ended
+
+    async def _send_unread(self, head: bytes, in_clear: bool, failed: Callable[[], object]) -> None:
+        await self._send_by_pieces(head)
+        self._ended = True
 
 
 def _sendfile(peer: int, file: int, position: int, count: int) -> int:

@@ -229,6 +229,7 @@ async def errors(network: Network, target: str, timeout: httpx.Timeout | float =
 async def test_errors_are_those_of_httpx(network: Network) -> None:
     plain = await network.peer(silent)
     assert await errors(network, url(plain), httpx.Timeout(LIMIT, read=SHORT)) == {"ReadTimeout"}
+    assert await errors(network, url(plain), httpx.Timeout(LIMIT, read=SHORT), content=BIG) == {"ReadTimeout"}
     resetting = await network.peer(reset)
     assert await errors(network, url(resetting)) == {"ReadError"}
     stuck = await network.peer(not_reading)
@@ -274,6 +275,24 @@ async def test_a_timeout_bounds_each_wait_and_not_the_whole(network: Network) ->
 
         peer = await network.peer(slowly)
         assert (await http.post(url(peer), content=stream())).content == b"x"
+
+
+async def test_a_stream_that_gives_nothing_is_not_the_peer_s_fault_and_the_peer_s_silence_after_it_is(
+    network: Network,
+) -> None:
+    quiet, peer = await network.peer(silent), await network.peer(echo)
+    for make in BOTH:
+        async with client(network, make, timeout=httpx.Timeout(LIMIT, write=SHORT)) as http:
+
+            async def stream(http: httpx.AsyncClient = http) -> AsyncIterator[bytes]:
+                yield b"x"
+                with pytest.raises(httpx.ReadTimeout):
+                    await http.get(url(quiet), timeout=httpx.Timeout(LIMIT, read=3 * SHORT))
+                yield b"y"
+
+            assert (await http.post(url(peer), content=stream())).status_code == 200
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post(url(quiet), content=pieces_of(BIG), timeout=httpx.Timeout(LIMIT, read=SHORT))
 
 
 # -- what it does besides ---------------------------------------------------------------------------------------------

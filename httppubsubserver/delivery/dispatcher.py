@@ -39,6 +39,9 @@ _MAX_REMEMBERED = 10_000
 _AT_ONCE = 200
 """How many deliveries of a message are put into their lanes as it comes."""
 
+_SWEEP_SECONDS = 0.05
+"""How exactly the deadlines of fan-outs are kept."""
+
 _SLICE = 25
 """How many of the rest in one turn of the event loop: half a millisecond, beside whatever else waits."""
 
@@ -70,6 +73,7 @@ class Dispatcher:
         self._retrying: dict[asyncio.TimerHandle, Delivery] = {}
         self._draining = False
         self.bytes_in_memory = 0
+        self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def running(self) -> int:
@@ -85,7 +89,8 @@ class Dispatcher:
         if not targets:
             fanout.close_when_over()
             return fanout
-        fanout.timer = self._loop.call_at(deadline, self._give_up, fanout)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         if not self._unfed:
             self._feed_slice(fanout, _AT_ONCE)
         if fanout.targets:
@@ -263,5 +268,10 @@ class Dispatcher:
     def _ended(self, fanout: Fanout) -> None:
         del self._fanouts[fanout]
         self.bytes_in_memory -= fanout.bytes_in_memory
-        if fanout.timer is not None:
-            fanout.timer.cancel()
+
+    def _sweep(self) -> None:
+        """Give up what is beyond its deadline. One timer for all: one for each would cost more than their counting."""
+        now = self._loop.time()
+        for fanout in [fanout for fanout in self._fanouts if fanout.deadline <= now]:
+            self._give_up(fanout)
+        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if self._fanouts else None

@@ -37,7 +37,6 @@ class Fanout:
         "over",
         "posts",
         "targets",
-        "timer",
     )
 
     def __init__(
@@ -65,7 +64,6 @@ class Fanout:
         """Nothing is under way any more."""
         self._waiters: list[asyncio.Future[None]] = []
         self.over = self.matched == 0
-        self.timer: asyncio.TimerHandle | None = None
         self._on_done = on_done
 
     @property

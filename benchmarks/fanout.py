@@ -15,6 +15,7 @@ the other one. They take turns, several rounds each; the table shows medians, an
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -73,8 +74,9 @@ def report(subscribers: int, contestants: list[Contestant], missing: str) -> Non
     """Print a row; lonelypss is the last contestant, or is `missing` for that reason."""
     ours, with_httpx, with_aiohttp, bare, *peer = contestants
     rates = [contestant.median("deliveries_per_second") for contestant in contestants]
-    names = ("broadcaster", "httpx", "aiohttp", "bare")
-    record("fanout", subscribers=subscribers, **dict(zip(names, rates, strict=True)))
+    names = ("broadcaster", "httpx", "aiohttp", "bare", "lonelypss")
+    known = {name: rate for name, rate in zip(names, rates, strict=False) if not math.isnan(rate)}
+    record("fanout", subscribers=subscribers, **known)
     print(
         f"| {subscribers} | {rates[0]:,.0f} ({ours.median('cpu_microseconds'):.0f}) "
         f"| {ours.median('p50_ms'):.1f} / {ours.median('p99_ms'):.1f} "

@@ -24,8 +24,8 @@ Row = dict[str, Any]
 WIDTH, HEIGHT = 780, 400
 LEFT, RIGHT, TOP, BOTTOM = 104, 580, 44, 346
 """The area of the curves; the legend stands right of it."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-DASHES = ("none", "7 4", "2 3", "9 3 2 3")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+DASHES = ("none", "7 4", "2 3", "9 3 2 3", "12 4")
 STYLE = """
   svg { color-scheme: light dark; font: 13px system-ui, sans-serif }
   .ground { fill: #ffffff } text { fill: #1f2328 } .grid { stroke: #d8dee4 } .axis { stroke: #59636e; fill: none }
@@ -74,7 +74,9 @@ class Scale:
 
 def columns(x: str, **names: str) -> Callable[[list[Row]], list[Curve]]:
     """A curve for each of these columns."""
-    return lambda rows: [Curve(shown, [(row[x], row[name]) for row in rows]) for name, shown in names.items()]
+    return lambda rows: [
+        Curve(shown, [(row[x], row[name]) for row in rows if name in row]) for name, shown in names.items()
+    ]
 
 
 def memory(rows: list[Row]) -> list[Curve]:
@@ -92,7 +94,14 @@ PLOTS = (
         "Deliveries a second, one core",
         "subscribers",
         "deliveries/s",
-        columns("subscribers", bare="bare loop", broadcaster="broadcaster", aiohttp="aiohttp", httpx="httpx"),
+        columns(
+            "subscribers",
+            bare="bare loop",
+            broadcaster="broadcaster",
+            aiohttp="aiohttp",
+            httpx="httpx",
+            lonelypss="lonelypss",
+        ),
     ),
     Plot(
         "matching.svg",

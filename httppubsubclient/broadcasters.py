@@ -25,6 +25,7 @@ import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -51,9 +52,10 @@ logger = logging.getLogger(__name__)
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """The largest answer that is read: the whole set of a URL has about 300 bytes a subscription."""
 
-MAX_CONNECTIONS = 1000
-"""Calls at once; further ones wait for their turn, within their deadline. A notify lasts as long as the slowest of its
-subscribers, so this is also what bounds the number of notifies a second when one of them hangs."""
+MAX_CONNECTIONS = 200
+"""Calls at once over httpx's own transport; further ones wait for their turn, within their deadline. Its pool looks at
+all that are under way, or wait, for each of them: with 1,000 it comes to 15 a second. A transport that is given has
+bounds of its own."""
 
 _MAX_IDLE_CONNECTIONS = 100
 
@@ -122,6 +124,7 @@ class Broadcasters:
         self._urls = tuple(urls)
         self._credentials = credentials
         self._avoided_until: dict[str, float] = {}
+        self._turn = asyncio.Semaphore(MAX_CONNECTIONS) if transport is None else nullcontext()
         self._http = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
@@ -175,14 +178,15 @@ class Broadcasters:
             url = urls[tried % len(urls)]
             left = start + deadline_seconds - loop.time()
             left = min(left, attempt_seconds or left / (len(urls) - tried % len(urls)))
-            request = _Request(self._http, self._credentials, method, url, path, query, sent_headers, body)
+            request: _Request | None = None
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(left), self._turn:
+                    request = _Request(self._http, self._credentials, method, url, path, query, sent_headers, body)
                     answer = await request.send()
             except (TimeoutError, httpx.TransportError, httpx.StreamError) as error:
-                answers[url] = _what_failed(error, left)
-                ambiguous = request.handed_over
-                if isinstance(error, (TimeoutError, httpx.ConnectError, httpx.ConnectTimeout)):
+                answers[url] = _what_failed(error, left) if request else "was not asked: too many calls were under way"
+                ambiguous = request is not None and request.handed_over
+                if request and isinstance(error, (TimeoutError, httpx.ConnectError, httpx.ConnectTimeout)):
                     self._avoided_until[url] = loop.time() + _AVOID_SECONDS
             else:
                 self._avoided_until.pop(url, None)

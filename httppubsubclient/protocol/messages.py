@@ -14,6 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubclient.protocol.options import (
+    DeliveryMode,
+    DeliveryOptions,
+    check_options,
+    options_from_json,
+    options_to_json,
+)
 from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
 from httppubsubclient.protocol.topics import decode_topic, encode_topic
 
@@ -43,6 +50,7 @@ MAX_CONTENT_TYPE_LENGTH: Final = 256
 MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
+_SEQUENCE = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{10,12}", re.ASCII)
 # W3C Trace Context section 3.2: version 00 has exactly these four fields; ids of only zeros are invalid.
@@ -74,6 +82,17 @@ class SubscribeRequest:
     """Canonical, with its fragment (protocol/callback_urls.py)."""
     pattern: Pattern
     lease_seconds: int
+    delivery: DeliveryMode = "best_effort"
+    ordered: bool = False
+    retry_schedule_seconds: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self.options)
+
+    @property
+    def options(self) -> DeliveryOptions:
+        """How it shall be delivered to."""
+        return DeliveryOptions(self.delivery, self.ordered, self.retry_schedule_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +105,14 @@ class Subscription:
     lease_seconds: int
     created_at: int
     expires_at: int
+    delivery: DeliveryMode = "best_effort"
+    ordered: bool = False
+    retry_schedule_seconds: tuple[float, ...] | None = None
+
+    @property
+    def options(self) -> DeliveryOptions:
+        """How it is delivered to."""
+        return DeliveryOptions(self.delivery, self.ordered, self.retry_schedule_seconds)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form of the API."""
@@ -93,7 +120,7 @@ class Subscription:
             "id": self.id,
             "url": self.url,
             **self.pattern.to_json(),
-            "delivery": "best_effort",
+            **options_to_json(self.options),
             "lease_seconds": self.lease_seconds,
             "created_at": format_time(self.created_at),
             "expires_at": format_time(self.expires_at),
@@ -104,12 +131,13 @@ class Subscription:
         """The inverse of `to_json`; unknown fields are ignored, so that a newer broadcaster can be understood."""
         return Subscription(
             # A client puts the id into the path of its next request.
-            id=_matching(fields, "id", SUBSCRIPTION_ID),
-            url=_string(fields, "url"),
-            pattern=pattern_from_json(fields),
-            lease_seconds=_count(fields, "lease_seconds"),
-            created_at=_moment(fields, "created_at"),
-            expires_at=_moment(fields, "expires_at"),
+            _matching(fields, "id", SUBSCRIPTION_ID),
+            _string(fields, "url"),
+            pattern_from_json(fields),
+            _count(fields, "lease_seconds"),
+            _moment(fields, "created_at"),
+            _moment(fields, "expires_at"),
+            *options_from_json(fields),
         )
 
 
@@ -163,12 +191,26 @@ class Delivery:
     fragment: str | None = None
     """The fragment of the callback URL, which is not part of a request line."""
     traceparent: str | None = None
+    sequence: int | None = None
+    """Durable: the number of this delivery among those of its subscription, 1, 2, 3 ... (see gaps.py)."""
+    previous_message_id: str | None = None
+    """Durable: the message of the delivery before it; number 1 has none."""
 
 
 def delivery_headers(
-    notification: Notification, subscription_id: str, *, attempt: int, timestamp: int, fragment: str | None
+    notification: Notification,
+    subscription_id: str,
+    *,
+    attempt: int,
+    timestamp: int,
+    fragment: str | None,
+    sequence: int | None = None,
+    previous_message_id: str | None = None,
 ) -> dict[str, str]:
-    """The headers of one attempt, without authentication and without Content-Digest (see signatures.py)."""
+    """The headers of one attempt, without authentication and without Content-Digest (see signatures.py).
+
+    A durable delivery has its `sequence` as Pubsub-Sequence, and all but the first have Pubsub-Previous.
+    """
     headers = {
         "webhook-id": notification.message_id,
         "webhook-timestamp": str(timestamp),
@@ -181,6 +223,10 @@ def delivery_headers(
         headers["pubsub-fragment"] = fragment
     if notification.traceparent is not None:
         headers["traceparent"] = notification.traceparent
+    if sequence is not None:
+        headers["pubsub-sequence"] = str(sequence)
+    if previous_message_id is not None:
+        headers["pubsub-previous"] = previous_message_id
     return headers
 
 
@@ -195,6 +241,10 @@ def parse_delivery(headers: Mapping[str, str]) -> Delivery:
         content_type=content_type_or_default(headers.get("content-type")),
         fragment=None if "pubsub-fragment" not in headers else _matching(headers, "pubsub-fragment", _FRAGMENT),
         traceparent=parse_traceparent(headers.get("traceparent")),
+        sequence=None if "pubsub-sequence" not in headers else int(_matching(headers, "pubsub-sequence", _SEQUENCE)),
+        previous_message_id=(
+            None if "pubsub-previous" not in headers else _matching(headers, "pubsub-previous", MESSAGE_ID)
+        ),
     )
 
 

@@ -216,3 +216,40 @@ def test_a_moment_may_have_any_offset_but_must_have_one() -> None:
 
 def test_years_have_four_digits() -> None:
     assert format_time(0) == "1970-01-01T00:00:00.000000Z"
+
+
+# Durable deliveries
+
+NOTIFICATION = Notification("msg_2", b"foo/bar", "text/plain", bytes(32), 0)
+
+
+@given(st.none() | st.integers(1, 10**18 - 1), st.none() | IDS)
+def test_the_number_of_a_delivery_and_the_message_before_survive_the_headers(
+    sequence: int | None, previous_message_id: str | None
+) -> None:
+    headers = delivery_headers(
+        NOTIFICATION,
+        "sub_1",
+        attempt=1,
+        timestamp=1_790_000_000,
+        fragment=None,
+        sequence=sequence,
+        previous_message_id=previous_message_id,
+    )
+    delivery = parse_delivery(headers)
+    assert (delivery.sequence, delivery.previous_message_id) == (sequence, previous_message_id)
+    assert ("pubsub-sequence" in headers) is (sequence is not None)
+    assert ("pubsub-previous" in headers) is (previous_message_id is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pubsub-sequence", text)
+        for text in ("", "0", "01", "-1", "+1", "1.0", "1_0", "1" * 19, "1\n", "\N{FULLWIDTH DIGIT ONE}")
+    ]
+    + [("pubsub-previous", text) for text in ("", "a.b", "x" * 65, "é", "a, b")],
+)
+def test_the_number_of_a_delivery_and_the_message_before_have_one_form(name: str, value: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        parse_delivery({**HEADERS, name: value})

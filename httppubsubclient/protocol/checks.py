@@ -15,6 +15,7 @@ from httppubsubclient.protocol.errors import Unauthorized
 from httppubsubclient.protocol.keys import MAX_SECRET_LENGTH, Credentials, Key
 from httppubsubclient.protocol.signatures import (
     ALGORITHM,
+    DELIVERY,
     REQUEST,
     Profile,
     Reason,
@@ -34,6 +35,7 @@ __all__ = [
     "Trail",
     "accepted_at_once",
     "check",
+    "delivery_must_cover",
     "request_line",
     "request_must_cover",
     "verify",
@@ -47,6 +49,7 @@ _MUST_COVER = {
     (True, True): (*REQUEST.always, "content-digest", "idempotency-key"),
 }
 """With a body or without, with an idempotency key or without."""
+_MOMENTS = REQUEST.when_sent[2:]
 NONCE: Final = re.compile(r"[!-~]{16,64}", re.ASCII)
 
 
@@ -265,4 +268,17 @@ def request_line(method: str, path: str, query: str) -> dict[str, str]:
 
 
 def request_must_cover(headers: Mapping[str, str], has_body: bool) -> tuple[str, ...]:
-    return _MUST_COVER[has_body, "idempotency-key" in headers]
+    must_cover = _MUST_COVER[has_body, "idempotency-key" in headers]
+    return must_cover + _sent(_MOMENTS, headers)
+
+
+def delivery_must_cover(headers: Mapping[str, str]) -> tuple[str, ...]:
+    return DELIVERY.always + _sent(DELIVERY.when_sent, headers)
+
+
+def _sent(names: tuple[str, ...], headers: Mapping[str, str]) -> tuple[str, ...]:
+    """Those of two names that the message has: mostly none."""
+    first, second = names
+    if first in headers:
+        return names if second in headers else (first,)
+    return (second,) if second in headers else ()

@@ -20,6 +20,7 @@ from httppubsubclient.protocol.checks import (
     Proof,
     Strict,
     accepted_at_once,
+    delivery_must_cover,
     request_line,
     request_must_cover,
     verify,
@@ -41,8 +42,6 @@ __all__ = [
     "verify_request",
 ]
 
-_DELIVERY_HEADERS = DELIVERY.always[1:]
-
 
 def sign_request(
     credentials: Credentials,
@@ -57,7 +56,7 @@ def sign_request(
     """The headers that prove a request to a broadcaster; lower-case names, none with `none`.
 
     `path` and `query` (without its "?") as they stand in the request line. `headers` has lower-case names; with hmac
-    its `content-digest` and `idempotency-key` are covered. `nonce`: 16 to 64 visible ASCII characters, never the same
+    those of `REQUEST.when_sent` are covered. `nonce`: 16 to 64 visible ASCII characters, never the same
     twice. Raises `ConfigurationError` when no key may be used now, `InvalidRequest` for what cannot be signed.
     """
     if credentials.type == "hmac":
@@ -74,11 +73,12 @@ def sign_delivery(
     Raises as `sign_request` does.
     """
     if credentials.type == "hmac":
+        components = delivery_must_cover(headers)
         try:
-            values = (method, *[headers[name] for name in _DELIVERY_HEADERS])
+            values = (method, *[headers[name] for name in components[1:]])
         except KeyError as error:
             raise InvalidRequest(f"a delivery without {error} cannot be signed") from None
-        return _sign(credentials, DELIVERY.always, values, now, nonce)
+        return _sign(credentials, components, values, now, nonce)
     return _bearer(credentials, now)
 
 
@@ -113,8 +113,9 @@ def verify_delivery(
     trusted: `webhook-timestamp` (freshness is that of `created`), `content-type`, `pubsub-fragment`, `traceparent`.
     """
     line = {"@method": method}
-    proof = accepted_at_once(credentials, DELIVERY.always, line, headers, now, tolerance_seconds)
-    return proof or verify(Strict(), credentials, DELIVERY, DELIVERY.always, line, headers, now, tolerance_seconds)
+    must_cover = delivery_must_cover(headers)
+    proof = accepted_at_once(credentials, must_cover, line, headers, now, tolerance_seconds)
+    return proof or verify(Strict(), credentials, DELIVERY, must_cover, line, headers, now, tolerance_seconds)
 
 
 def _sign(

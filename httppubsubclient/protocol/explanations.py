@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from httppubsubclient.protocol.checks import check, request_line, request_must_cover, verify
+from httppubsubclient.protocol.checks import check, delivery_must_cover, request_line, request_must_cover, verify
 from httppubsubclient.protocol.errors import InvalidRequest, Unauthorized
 from httppubsubclient.protocol.keys import Credentials
 from httppubsubclient.protocol.signatures import (
@@ -73,7 +73,8 @@ def explain_delivery(
 ) -> list[Step]:
     """As `explain_request`, for a delivery."""
     trail = _Recording()
-    _explain(trail, credentials, DELIVERY, DELIVERY.always, {"@method": method}, headers, now, tolerance_seconds)
+    must_cover = delivery_must_cover(headers)
+    _explain(trail, credentials, DELIVERY, must_cover, {"@method": method}, headers, now, tolerance_seconds)
     return trail.finished(credentials, headers, sha256)
 
 

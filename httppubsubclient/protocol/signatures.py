@@ -2,11 +2,12 @@
 
 A profile says what a signature of one direction covers:
 
-| profile    | always covered                                                  | covered when sent                  |
-|------------|-----------------------------------------------------------------|------------------------------------|
-| `REQUEST`  | `@method` `@path` `@query`                                      | `content-digest` `idempotency-key` |
-| `DELIVERY` | `@method` `content-digest` `pubsub-topic` `pubsub-subscription` |                                    |
-|            | `pubsub-attempt` `webhook-id`                                   |                                    |
+| profile    | always covered                                                  | covered when sent                    |
+|------------|-----------------------------------------------------------------|--------------------------------------|
+| `REQUEST`  | `@method` `@path` `@query`                                      | `content-digest` `idempotency-key`   |
+|            |                                                                 | `pubsub-deliver-at` `pubsub-expires` |
+| `DELIVERY` | `@method` `content-digest` `pubsub-topic` `pubsub-subscription` | `pubsub-sequence` `pubsub-previous`  |
+|            | `pubsub-attempt` `webhook-id`                                   |                                      |
 
 What is signed is the signature base (RFC 9421 section 2.5), one line for each component, in the sender's order:
 
@@ -123,9 +124,12 @@ class Profile:
         return values
 
 
-REQUEST: Final = Profile(("@method", "@path", "@query"), ("content-digest", "idempotency-key"))
+REQUEST: Final = Profile(
+    ("@method", "@path", "@query"), ("content-digest", "idempotency-key", "pubsub-deliver-at", "pubsub-expires")
+)
 DELIVERY: Final = Profile(
-    ("@method", "content-digest", "pubsub-topic", "pubsub-subscription", "pubsub-attempt", "webhook-id")
+    ("@method", "content-digest", "pubsub-topic", "pubsub-subscription", "pubsub-attempt", "webhook-id"),
+    ("pubsub-sequence", "pubsub-previous"),
 )
 
 

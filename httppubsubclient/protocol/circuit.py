@@ -3,13 +3,13 @@
 An endpoint is a callback URL without its fragment: what fails together. While it fails, only probes go out; when a
 probe succeeds, the backlog drains at a rising rate.
 
-| phase     | may be under way | after a success                  | after a failure         | told to wait           |
-|-----------|------------------|----------------------------------|-------------------------|------------------------|
-| `CLOSED`  | the limit        | `CLOSED`, no failures            | `CLOSED`; nth: `OPEN`   | `SLOWED`               |
-| `OPEN`    | 0                | `CLOSING` with 2                 | `OPEN`, the same pause  | `SLOWED`               |
+| phase     | may be under way | after a success                  | after a failure         | told to wait            |
+|-----------|------------------|----------------------------------|-------------------------|-------------------------|
+| `CLOSED`  | the limit        | `CLOSED`, no failures            | `CLOSED`; nth: `OPEN`   | `SLOWED`                |
+| `OPEN`    | 0                | `CLOSING` with 2                 | `OPEN`, the same pause  | `SLOWED`                |
 | `SLOWED`  | 0                | `SLOWED`                         | `SLOWED`                | `SLOWED`, the later end |
-| `PROBING` | 1                | `CLOSING` with 2                 | `OPEN`, a longer pause  | `SLOWED`               |
-| `CLOSING` | 2, 4, 8 ...      | twice as many; at limit `CLOSED` | `OPEN`, a longer pause  | `SLOWED`               |
+| `PROBING` | 1                | `CLOSING` with 2                 | `OPEN`, a longer pause  | `SLOWED`                |
+| `CLOSING` | 2, 4, 8 ...      | twice as many; at limit `CLOSED` | `OPEN`, a longer pause  | `SLOWED`                |
 
 `OPEN` and `SLOWED` turn into `PROBING` by themselves, when their pause is over. What arrives during a pause are the
 results of attempts that began before it: a hundred failures together make one pause, not a hundred. A success among

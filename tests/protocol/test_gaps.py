@@ -123,6 +123,13 @@ def test_numbers_of_another_history_begin_anew(number: int, why: str) -> None:
     assert arrive(sequence, number, history="x") == DUPLICATE
 
 
+def test_a_number_with_another_message_begins_anew_even_if_nothing_is_told_of_the_one_before() -> None:
+    seen = SeenNumbers(0)
+    assert seen.arrived(1, "m1", None) == IN_ORDER
+    assert seen.arrived(1, "x1", None) == RESTARTED
+    assert seen.arrived(2, "x2", "x1") == IN_ORDER
+
+
 def test_a_broadcaster_that_does_not_tell_what_was_before_is_believed() -> None:
     sequence = SeenNumbers(0)
     assert [sequence.arrived(number, f"m{number}", None) for number in (1, 2, 2)] == [IN_ORDER, IN_ORDER, DUPLICATE]

@@ -27,8 +27,9 @@ from httppubsubserver.migrations import find_migrations
 from httppubsubserver.stores import Changes, Listed, Page, Remembered
 from httppubsubserver.stores.batches import Batches
 from httppubsubserver.stores.identity import etag_of, new_subscription_id
+from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes, read_version
 from httppubsubserver.stores.sqlite_file import MEMORY, SqliteFile, Work, open_sqlite_file, sqlite_path
-from httppubsubserver.stores.sqlite_version import VERSION, VersionReader
+from httppubsubserver.stores.sqlite_version import VersionReader
 
 __all__ = ["SqliteStore", "open_sqlite"]
 
@@ -144,12 +145,12 @@ class SqliteStore:
         async def quickly(works: list[Work[Any]]) -> list[Any]:
             return await writer.transact(works, durable=False)
 
-        async def read_version(questions: list[None]) -> list[int]:
-            return [await reader.run(_read_version)] * len(questions)
+        async def read_versions(questions: list[None]) -> list[int]:
+            return [await reader.run(read_version)] * len(questions)
 
         self._durably: Batches[Work[Any], Any] = Batches(durably, batch_size=_BATCH_SIZE, max_waiting=_MAX_WAITING)
         self._quickly: Batches[Work[Any], Any] = Batches(quickly, batch_size=_BATCH_SIZE, max_waiting=_MAX_WAITING)
-        self._versions: Batches[None, int] = Batches(read_version, batch_size=_MAX_WAITING, max_waiting=_MAX_WAITING)
+        self._versions: Batches[None, int] = Batches(read_versions, batch_size=_MAX_WAITING, max_waiting=_MAX_WAITING)
 
     async def finish(self) -> None:
         """Take nothing more and end what was begun."""
@@ -249,17 +250,12 @@ class SqliteStore:
         return answer
 
 
-def _read_version(db: sqlite3.Connection) -> int:
-    version: int = db.execute(VERSION).fetchone()[0]
-    return version
-
-
 def _changes_since(db: sqlite3.Connection, version: int, cursor: str | None, rows_per_piece: int) -> Changes:
     rows: list[Any] = []
     piece: list[Any] = []
     db.execute("BEGIN")
     try:
-        newest = _read_version(db)
+        newest = read_version(db)
         oldest = db.execute("SELECT coalesce(min(version), 1) FROM subscription_changes").fetchone()[0]
         complete = version != newest and (version <= 0 or version < oldest - 1 or version > newest)
         if complete:
@@ -296,11 +292,11 @@ def _subscribe(
     ).fetchone()
     known = None if row is None else _from_row(row)
     if known is not None and known.expires_at <= now:
-        _delete(db, [known.id])
-        _log(db, [known.id], changes_kept)
+        delete_subscriptions(db, [known.id], now=now)
+        log_changes(db, [known.id], changes_kept)
         known = None
     subscription = _put(db, request, known, now)
-    _log(db, [subscription.id], changes_kept)
+    log_changes(db, [subscription.id], changes_kept)
     return subscription, known is None
 
 
@@ -310,8 +306,8 @@ def _unsubscribe(
     known = _subscription(db, subscription_id, now)
     if known is None or expires_at not in (None, known.expires_at):
         return False
-    _delete(db, [subscription_id])
-    _log(db, [subscription_id], changes_kept)
+    delete_subscriptions(db, [subscription_id], now=now)
+    log_changes(db, [subscription_id], changes_kept)
     return True
 
 
@@ -353,9 +349,9 @@ def _replace(
     wanted = {request.pattern: request for request in requests}
     kept = {subscription.id for pattern, subscription in known.items() if pattern in wanted}
     removed = [row[0] for row in db.execute("SELECT id FROM subscriptions WHERE url = ?", (url,)) if row[0] not in kept]
-    _delete(db, removed)
+    delete_subscriptions(db, removed, now=now)
     subscriptions = tuple(_put(db, request, known.get(pattern), now) for pattern, request in wanted.items())
-    _log(db, [*removed, *(subscription.id for subscription in subscriptions)], changes_kept)
+    log_changes(db, [*removed, *(subscription.id for subscription in subscriptions)], changes_kept)
     return subscriptions, etag_of(subscriptions)
 
 
@@ -391,20 +387,6 @@ def _put(db: sqlite3.Connection, request: SubscribeRequest, known: Subscription 
     return subscription
 
 
-def _delete(db: sqlite3.Connection, subscription_ids: Sequence[str]) -> None:
-    db.executemany("DELETE FROM subscriptions WHERE id = ?", [(each,) for each in subscription_ids])
-
-
-def _log(db: sqlite3.Connection, subscription_ids: Sequence[str], changes_kept: int) -> None:
-    """Number the changes. The last row is always kept, so SQLite's next number is the next version."""
-    if not subscription_ids:
-        return
-    db.executemany(
-        "INSERT INTO subscription_changes (subscription_id) VALUES (?)", [(each,) for each in subscription_ids]
-    )
-    db.execute("DELETE FROM subscription_changes WHERE version <= ?", (_read_version(db) - changes_kept,))
-
-
 def _begin_once(
     db: sqlite3.Connection, key: str, fingerprint: bytes, lease_until: int, until: int, now: int
 ) -> Remembered:
@@ -437,8 +419,8 @@ def _abandon_once(db: sqlite3.Connection, key: str) -> None:
 def _prune_subscriptions(db: sqlite3.Connection, now: int, changes_kept: int) -> int:
     rows = db.execute("SELECT id FROM subscriptions WHERE expires_at <= ? LIMIT ?", (now, _PRUNE_SLICE)).fetchall()
     expired = [row[0] for row in rows]
-    _delete(db, expired)
-    _log(db, expired, changes_kept)
+    delete_subscriptions(db, expired, now=now)
+    log_changes(db, expired, changes_kept)
     return len(expired)
 
 

@@ -46,8 +46,8 @@ __all__ = [
     "Held",
     "MessageAndDeliveries",
     "OwedDelivery",
-    "Publication",
     "Pruned",
+    "Publication",
     "Replay",
     "Selection",
     "SequencePage",
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES: Final = 256 * 1024
-"""A body up to this size is part of its message; a larger one is written in pieces of exactly this size but the last."""
+"""A body up to this size is part of its message; a larger one is written in pieces of this size, but for the last."""
 
 MAX_ANSWER_BYTES: Final = 1024
 """What is kept of the body of an answer, and (in characters) of an error."""

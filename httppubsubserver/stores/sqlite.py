@@ -26,8 +26,10 @@ from httppubsubclient.replay_file import Locked, ReplayFile
 from httppubsubserver.migrations import find_migrations
 from httppubsubserver.stores import Changes, Listed, Page, Remembered
 from httppubsubserver.stores.batches import Batches
+from httppubsubserver.stores.durable import Durability
 from httppubsubserver.stores.identity import etag_of, new_subscription_id
 from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes, read_version
+from httppubsubserver.stores.sqlite_durable import SqliteDurable, make_durable
 from httppubsubserver.stores.sqlite_file import MEMORY, SqliteFile, Work, open_sqlite_file, sqlite_path
 from httppubsubserver.stores.sqlite_version import VersionReader
 
@@ -117,8 +119,8 @@ async def _open_nonces(path: str, timeout_seconds: float) -> ReplayFile:
             await asyncio.sleep(_NONCES_LOCK_PAUSE_SECONDS)
 
 
-class SqliteStore:
-    """See `Store`. Made by `open_sqlite`."""
+class SqliteStore(SqliteDurable):
+    """See `Store` and `DurableStore`. Made by `open_sqlite`."""
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class SqliteStore:
         lock_timeout_seconds: float,
         rows_per_piece: int = ROWS_PER_PIECE,
     ) -> None:
+        super().__init__(writer, reader, changes_kept=changes_kept)
         self._reader = reader
         self._version = version
         self._nonces = nonces
@@ -158,6 +161,7 @@ class SqliteStore:
         await self._durably.close()
         await self._quickly.close()
         await self._versions.close()
+        await self.finish_durable()
 
     # -- subscriptions ------------------------------------------------------------------------------------------
 
@@ -177,6 +181,18 @@ class SqliteStore:
     async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
         """See `Store.subscribe`."""
         return await self._change(lambda db: _subscribe(db, request, now, self._changes_kept))
+
+    async def subscribe_durable(
+        self, request: SubscribeRequest, durability: Durability, *, now: int
+    ) -> tuple[Subscription, bool]:
+        """See `DurableStore.subscribe_durable`."""
+
+        def subscribe(db: sqlite3.Connection) -> tuple[Subscription, bool]:
+            subscription, created = _subscribe(db, request, now, self._changes_kept)
+            make_durable(db, subscription, durability)
+            return subscription, created
+
+        return await self._change(subscribe)
 
     async def unsubscribe(self, subscription_id: str, *, now: int, expires_at: int | None = None) -> bool:
         """See `Store.unsubscribe`."""

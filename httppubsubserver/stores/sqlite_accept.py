@@ -25,7 +25,10 @@ _SUBSCRIBER: Final = (
     "e.number, e.url, e.ready_at, e.blocked_until "
     "FROM subscriptions s JOIN endpoints e ON e.number = s.endpoint WHERE s.id = ? AND s.delivery = 'durable'"
 )
-_HEAD: Final = "SELECT 1 FROM deliveries WHERE subscription_id = ? AND ordered = 1 AND state = 'pending' LIMIT 1"
+_HEAD: Final = (
+    "SELECT 1 FROM deliveries "
+    "WHERE subscription_id = ? AND ordered = 1 AND state = 'pending' AND state IN ('pending', 'waiting') LIMIT 1"
+)
 _INSERT_MESSAGE: Final = (
     "INSERT INTO messages (number, id, topic, content_type, sha256, size, traceparent, accepted_at, deliver_at, "
     "expires_at, body_kept, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)"
@@ -63,7 +66,18 @@ class _Endpoint:
 
 
 class _Subscriber:
-    __slots__ = ("changed", "endpoint", "expires_at", "has_head", "id", "last_id", "ordered", "schedule", "sequence", "url")
+    __slots__ = (
+        "changed",
+        "endpoint",
+        "expires_at",
+        "has_head",
+        "id",
+        "last_id",
+        "ordered",
+        "schedule",
+        "sequence",
+        "url",
+    )
 
     def __init__(self, row: tuple[Any, ...], endpoint: _Endpoint, has_head: bool) -> None:
         self.id, self.url, ordered, schedule, self.sequence, self.last_id, self.expires_at = row[:7]
@@ -123,9 +137,18 @@ class _Batch:
         self._number += 1
         self._messages.append(
             (
-                self._number, message_id, notification.topic, notification.content_type, notification.sha256,
-                notification.size, notification.traceparent, now, deliver_at, expires_at, body,
-            )  # fmt: skip
+                self._number,
+                message_id,
+                notification.topic,
+                notification.content_type,
+                notification.sha256,
+                notification.size,
+                notification.traceparent,
+                now,
+                deliver_at,
+                expires_at,
+                body,
+            )
         )
         due_at = now if deliver_at is None else max(deliver_at, now)
         if due_at > now or (expires_at is not None and expires_at <= now):
@@ -164,16 +187,31 @@ class _Batch:
                 leased.append(
                     Claimed(
                         Held(self._number, subscriber.id, holder, 1, endpoint.number, ordered),
-                        message, subscriber.url, subscriber.sequence, previous_id, 1, subscriber.schedule,
-                        subscriber.expires_at, terms.until,
-                    )  # fmt: skip
+                        message,
+                        subscriber.url,
+                        subscriber.sequence,
+                        previous_id,
+                        1,
+                        subscriber.schedule,
+                        subscriber.expires_at,
+                        terms.until,
+                    )
                 )
             free_at = due_at if holder is None or terms is None else terms.until
             self._deliveries.append(
                 (
-                    self._number, subscriber.id, endpoint.number, subscriber.sequence, previous_id, ordered,
-                    "waiting" if waiting else "pending", free_at, holder, 0 if holder is None else 1, now,
-                )  # fmt: skip
+                    self._number,
+                    subscriber.id,
+                    endpoint.number,
+                    subscriber.sequence,
+                    previous_id,
+                    ordered,
+                    "waiting" if waiting else "pending",
+                    free_at,
+                    holder,
+                    0 if holder is None else 1,
+                    now,
+                )
             )
             if not waiting:
                 endpoint.has_due_at(free_at)
@@ -238,13 +276,17 @@ def write_chunk(db: sqlite3.Connection, message_id: str, position: int, data: by
 
 def read_chunk(db: sqlite3.Connection, message_id: str, position: int) -> bytes | None:
     """See `DurableStore.read_chunk`."""
+    # When a body is no longer kept, its pieces go one by one.
+    row = db.execute("SELECT body_kept, body FROM messages WHERE id = ?", (message_id,)).fetchone()
+    if row is None or not row[0]:
+        return None
+    if row[1] is not None:
+        return row[1] if position == 0 else None
     row = db.execute(
         "SELECT data FROM message_chunks WHERE message_id = ? AND position = ?", (message_id, position)
     ).fetchone()
-    if row is None and position == 0:
-        row = db.execute("SELECT body FROM messages WHERE id = ?", (message_id,)).fetchone()
-    body: bytes | None = None if row is None else row[0]
-    return body
+    piece: bytes | None = None if row is None else row[0]
+    return piece
 
 
 def _check_chunks(db: sqlite3.Connection, message_id: str, size: int) -> None:

@@ -16,7 +16,8 @@ CREATE TABLE endpoints (
     url           TEXT    NOT NULL UNIQUE,
     ready_at      INTEGER,  -- nothing of it can be claimed earlier; NULL: nothing is pending
     blocked_until INTEGER NOT NULL DEFAULT 0,
-    blocked_at    INTEGER NOT NULL DEFAULT 0  -- when that was decided
+    blocked_at    INTEGER NOT NULL DEFAULT 0,  -- when that was decided
+    unused_after  INTEGER  -- no subscription has had it since this message
 );
 
 CREATE INDEX endpoints_by_turn ON endpoints (ready_at) WHERE ready_at IS NOT NULL;
@@ -45,6 +46,7 @@ CREATE INDEX messages_with_bodies ON messages (accepted_at) WHERE body_kept = 1;
 CREATE TABLE message_expiries (
     expires_at INTEGER NOT NULL,
     message    INTEGER NOT NULL,
+    place      TEXT    NOT NULL DEFAULT '',  -- how far that has got: the last subscription
     PRIMARY KEY (expires_at, message)
 ) WITHOUT ROWID;
 
@@ -87,7 +89,7 @@ CREATE TABLE deliveries (
 CREATE UNIQUE INDEX deliveries_by_subscription ON deliveries (subscription_id, sequence);
 
 -- Of one endpoint only, in the order in which they are due.
-CREATE INDEX deliveries_to_claim ON deliveries (endpoint, due_at) WHERE state = 'pending';
+CREATE INDEX deliveries_to_claim ON deliveries (endpoint, due_at, message, subscription_id) WHERE state = 'pending';
 
 -- The head of an ordered subscription, and who comes after it.
 CREATE INDEX deliveries_in_order ON deliveries (subscription_id, state, sequence)

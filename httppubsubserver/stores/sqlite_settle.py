@@ -1,0 +1,81 @@
+"""Settling: what becomes of a delivery after an attempt. Only who holds the lease may say so."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from typing import Final
+
+from httppubsubserver.stores.durable import MAX_ANSWER_BYTES, MAX_ATTEMPTS_KEPT, Held, Settlement
+from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes
+from httppubsubserver.stores.sqlite_claims import advance, lower
+
+__all__ = ["extend", "settle"]
+
+# Claimed by somebody else since, it has another number of attempts.
+_MINE: Final = "WHERE message = ? AND subscription_id = ? AND leased_by = ? AND attempts = ? AND state = 'pending'"
+_SET: Final = "UPDATE deliveries SET"
+_OVER: Final = f"{_SET} state = ?, reason = ?, status = ?, leased_by = NULL, updated_at = ? {_MINE}"
+_AGAIN: Final = f"{_SET} due_at = ?, status = ?, leased_by = NULL, updated_at = ? {_MINE}"
+_EXTEND: Final = f"{_SET} due_at = ?, updated_at = ? {_MINE}"
+_INSERT_ATTEMPT: Final = (
+    "INSERT OR REPLACE INTO attempts (message, subscription_id, attempt, began_at, ended_at, status, error, answer) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_FORGET_ATTEMPTS: Final = "DELETE FROM attempts WHERE message = ? AND subscription_id = ? AND attempt <= ?"
+
+
+def settle(db: sqlite3.Connection, settlements: Sequence[Settlement], now: int, changes_kept: int) -> list[bool]:
+    """See `DurableStore.settle`."""
+    return [_settle_one(db, each, now, changes_kept) for each in settlements]
+
+
+def extend(db: sqlite3.Connection, held: Sequence[Held], until: int, now: int) -> list[bool]:
+    """See `DurableStore.extend`."""
+    in_time = []
+    for each in held:
+        mine = db.execute(_EXTEND, (until, now, *each[:4])).rowcount == 1
+        if mine:
+            lower(db, each.endpoint, until)
+        in_time.append(mine)
+    return in_time
+
+
+def _settle_one(db: sqlite3.Connection, settlement: Settlement, now: int, changes_kept: int) -> bool:
+    held, outcome, attempt, due_at, reason, subscribed_until = settlement
+    if outcome == "delivered":
+        mine = db.execute(_OVER, ("delivered", None, attempt.status, now, *held[:4])).rowcount == 1
+    elif outcome == "again":
+        mine = db.execute(_AGAIN, (due_at, attempt.status, now, *held[:4])).rowcount == 1
+        if mine:
+            lower(db, held.endpoint, due_at)
+    else:
+        why = "gone" if outcome == "gone" else reason or "failed"
+        mine = db.execute(_OVER, ("dead", why, attempt.status, now, *held[:4])).rowcount == 1
+    if not mine:
+        return False
+    if outcome != "delivered":
+        _keep_attempt(db, settlement)
+    if outcome == "gone":
+        _remove_subscription(db, held.subscription_id, subscribed_until, now, changes_kept)
+    if held.ordered:
+        advance(db, held.subscription_id, held.endpoint, now)
+    return True
+
+
+def _keep_attempt(db: sqlite3.Connection, settlement: Settlement) -> None:
+    held, attempt = settlement.held, settlement.attempt
+    error = None if attempt.error is None else attempt.error[:MAX_ANSWER_BYTES]
+    row = (attempt.began_at, attempt.ended_at, attempt.status, error, bytes(attempt.answer[:MAX_ANSWER_BYTES]))
+    db.execute(_INSERT_ATTEMPT, (held.message, held.subscription_id, held.lease, *row))
+    if held.lease > MAX_ATTEMPTS_KEPT:
+        db.execute(_FORGET_ATTEMPTS, (held.message, held.subscription_id, held.lease - MAX_ATTEMPTS_KEPT))
+
+
+def _remove_subscription(
+    db: sqlite3.Connection, subscription_id: str, subscribed_until: int | None, now: int, changes_kept: int
+) -> None:
+    row = db.execute("SELECT expires_at FROM subscriptions WHERE id = ?", (subscription_id,)).fetchone()
+    if row is not None and subscribed_until in (None, row[0]):
+        delete_subscriptions(db, [subscription_id], now=now, reason="gone")
+        log_changes(db, [subscription_id], changes_kept)

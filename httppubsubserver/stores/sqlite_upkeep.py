@@ -1,0 +1,195 @@
+"""What takes long, in slices: replays, ends of subscriptions, messages that expire. Each slice is a transaction.
+
+What is to be done stands in rows, with how far it has got; so whoever comes next goes on, in whichever process.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Final
+
+from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubserver.stores.durable import Replay, Selection
+from httppubsubserver.stores.sqlite_claims import advance, give_up, lower
+from httppubsubserver.stores.sqlite_deliveries import Row, selected, walk
+
+__all__ = ["anything_to_do", "begin_replay", "cancel_scheduled", "replay_progress", "work_off"]
+
+_SLICE: Final = 500
+"""Rows that are looked at in one transaction, so that others get their turn between two."""
+
+_REPLAY: Final = "SELECT number, selection, requested_at, replayed, skipped, finished_at, place FROM replays WHERE"
+
+
+def anything_to_do(db: sqlite3.Connection, now: int) -> bool:
+    """Whether `work_off` would find something: asked for without keeping anybody from writing."""
+    found: int = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM ended_subscriptions) "
+        "OR EXISTS (SELECT 1 FROM message_expiries WHERE expires_at <= ?) "
+        "OR EXISTS (SELECT 1 FROM replays WHERE finished_at IS NULL)",
+        (now,),
+    ).fetchone()[0]
+    return bool(found)
+
+
+def work_off(db: sqlite3.Connection, now: int) -> int:
+    """See `DurableStore.work_off`."""
+    for work in (_end_subscription, _expire_message, _replay_some):
+        if looked_at := work(db, now):
+            return looked_at
+    return 0
+
+
+def _end_subscription(db: sqlite3.Connection, now: int) -> int:
+    """Call off what a subscription that is gone is owed."""
+    ended = db.execute("SELECT subscription_id, reason, after_sequence FROM ended_subscriptions LIMIT 1").fetchone()
+    if ended is None:
+        return 0
+    subscription_id, reason, after = ended
+    rows = db.execute(
+        "SELECT message, state, leased_by, due_at, sequence FROM deliveries "
+        "WHERE subscription_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+        (subscription_id, after, _SLICE),
+    ).fetchall()
+    for message, state, leased_by, due_at, _ in rows:
+        if leased_by is not None and due_at > now:
+            # Somebody is at it, and may say yet that it was delivered; if not, the next claim reads the reason.
+            db.execute(
+                "UPDATE deliveries SET reason = ? WHERE message = ? AND subscription_id = ?",
+                (reason, message, subscription_id),
+            )
+        elif state in ("pending", "waiting"):
+            give_up(db, message, subscription_id, reason, now)
+    if len(rows) < _SLICE:
+        db.execute("DELETE FROM ended_subscriptions WHERE subscription_id = ?", (subscription_id,))
+    else:
+        db.execute(
+            "UPDATE ended_subscriptions SET after_sequence = ? WHERE subscription_id = ?",
+            (rows[-1][4], subscription_id),
+        )
+    return len(rows) + 1
+
+
+def _expire_message(db: sqlite3.Connection, now: int) -> int:
+    """Give up what is pending of a message that has expired, but for what is under way."""
+    due = db.execute(
+        "SELECT expires_at, message, place FROM message_expiries WHERE expires_at <= ? LIMIT 1", (now,)
+    ).fetchone()
+    if due is None:
+        return 0
+    expires_at, message, place = due
+    rows = _of_message(db, message, place)
+    _give_up_all(db, message, rows, "expired", now, lambda leased_by, due_at, _: leased_by is None or due_at <= now)
+    if len(rows) < _SLICE:
+        db.execute("DELETE FROM message_expiries WHERE expires_at = ? AND message = ?", (expires_at, message))
+    else:
+        db.execute(
+            "UPDATE message_expiries SET place = ? WHERE expires_at = ? AND message = ?",
+            (rows[-1][0], expires_at, message),
+        )
+    return len(rows) + 1
+
+
+def cancel_scheduled(db: sqlite3.Connection, message_id: str, place: str, now: int) -> tuple[int, str | None]:
+    """A slice of `DurableStore.cancel_scheduled` behind `place`: how many were called off, and the next place."""
+    found = db.execute("SELECT number FROM messages WHERE id = ? AND deliver_at IS NOT NULL", (message_id,)).fetchone()
+    if found is None:
+        return 0, None
+    rows = _of_message(db, found[0], place)
+    called_off = _give_up_all(db, found[0], rows, "called_off", now, lambda _, __, attempts: attempts == 0)
+    return called_off, rows[-1][0] if len(rows) == _SLICE else None
+
+
+def _of_message(db: sqlite3.Connection, message: int, place: str) -> list[tuple[Any, ...]]:
+    return db.execute(
+        "SELECT subscription_id, state, leased_by, due_at, attempts, ordered, endpoint FROM deliveries "
+        "WHERE message = ? AND subscription_id > ? ORDER BY subscription_id LIMIT ?",
+        (message, place, _SLICE),
+    ).fetchall()
+
+
+def _give_up_all(
+    db: sqlite3.Connection,
+    message: int,
+    rows: list[tuple[Any, ...]],
+    reason: str,
+    now: int,
+    may_end: Callable[[str | None, int, int], bool],
+) -> int:
+    ended = 0
+    for subscription_id, state, leased_by, due_at, attempts, ordered, endpoint in rows:
+        if state in ("pending", "waiting") and may_end(leased_by, due_at, attempts):
+            give_up(db, message, subscription_id, reason, now)
+            if ordered:
+                advance(db, subscription_id, endpoint, now)
+            ended += 1
+    return ended
+
+
+# -- replays ----------------------------------------------------------------------------------------------------------
+
+
+def begin_replay(db: sqlite3.Connection, selection: Selection, now: int) -> Replay:
+    """See `DurableStore.replay`."""
+    if selection.state in ("pending", "waiting"):
+        raise InvalidRequest(f"deliveries that are {selection.state} are on their way already: replay the dead")
+    selection = selection._replace(state=selection.state or "dead")
+    number = db.execute(
+        "INSERT INTO replays (selection, requested_at) VALUES (?, ?)", (json.dumps(selection), now)
+    ).lastrowid
+    assert number is not None
+    return Replay(number, selection, now, 0, 0, None)
+
+
+def replay_progress(db: sqlite3.Connection, number: int) -> Replay | None:
+    """See `DurableStore.replay_progress`."""
+    row = db.execute(f"{_REPLAY} number = ?", (number,)).fetchone()
+    return None if row is None else Replay(row[0], Selection(*json.loads(row[1])), *row[2:6])
+
+
+def _replay_some(db: sqlite3.Connection, now: int) -> int:
+    row = db.execute(f"{_REPLAY} finished_at IS NULL ORDER BY number LIMIT 1").fetchone()
+    if row is None:
+        return 0
+    number, text, requested_at, replayed, skipped, _, place = row
+    selection = Selection(*json.loads(text))
+    walked = walk(db, selection, None if place is None else json.loads(place), backwards=False)
+    # All of the slice first: what is made pending leaves the index that is walked along.
+    found = list(islice(walked, _SLICE))
+    for _, each in found:
+        if selected(selection, each) and each.updated_at <= requested_at:
+            if _send_again(db, each, now):
+                replayed += 1
+            else:
+                skipped += 1
+    finished = len(found) < _SLICE
+    db.execute(
+        "UPDATE replays SET place = ?, replayed = ?, skipped = ?, finished_at = ? WHERE number = ?",
+        (json.dumps(found[-1][0]) if found else place, replayed, skipped, now if finished else None, number),
+    )
+    return len(found) + 1
+
+
+def _send_again(db: sqlite3.Connection, row: Row, now: int) -> bool:
+    """Make a delivery that is over pending again, with its schedule from the beginning."""
+    if not row.body_kept or (row.expires_at is not None and row.expires_at <= now):
+        return False
+    subscribed = db.execute(
+        "SELECT 1 FROM subscriptions WHERE id = ? AND expires_at > ? AND delivery = 'durable'",
+        (row.subscription_id, now),
+    ).fetchone()
+    if subscribed is None:
+        return False
+    db.execute(
+        "UPDATE deliveries SET state = ?, reason = NULL, due_at = ?, attempts_before = attempts, updated_at = ? "
+        "WHERE message = ? AND subscription_id = ?",
+        ("waiting" if row.ordered else "pending", now, now, row.message, row.subscription_id),
+    )
+    if row.ordered:
+        advance(db, row.subscription_id, row.endpoint, now)
+    else:
+        lower(db, row.endpoint, now)
+    return True

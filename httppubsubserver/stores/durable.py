@@ -420,9 +420,10 @@ class DurableStore(Protocol):
         ...
 
     async def replay(self, selection: Selection, *, now: int) -> Replay:
-        """Ask for deliveries to be sent again: those selected that are over by now. `work_off` does it.
+        """Ask for deliveries to be sent again. `work_off` does it, in the order of acceptance, each once.
 
-        Without a state, the dead. `delivered` and `cancelled` can be asked for. Raises `InvalidRequest` for others.
+        Those that are selected when it comes to them, of messages that have been accepted by now. Without a state,
+        the dead; `delivered` and `cancelled` can be asked for. Raises `InvalidRequest` for others.
         """
         ...
 

@@ -21,7 +21,9 @@ __all__ = ["anything_to_do", "begin_replay", "cancel_scheduled", "replay_progres
 _SLICE: Final = 500
 """Rows that are looked at in one transaction, so that others get their turn between two."""
 
-_REPLAY: Final = "SELECT number, selection, requested_at, replayed, skipped, finished_at, place FROM replays WHERE"
+_REPLAY: Final = (
+    "SELECT number, selection, requested_at, replayed, skipped, finished_at, place, last_message FROM replays WHERE"
+)
 
 
 def anything_to_do(db: sqlite3.Connection, now: int) -> bool:
@@ -138,7 +140,9 @@ def begin_replay(db: sqlite3.Connection, selection: Selection, now: int) -> Repl
         raise InvalidRequest(f"deliveries that are {selection.state} are on their way already: replay the dead")
     selection = selection._replace(state=selection.state or "dead")
     number = db.execute(
-        "INSERT INTO replays (selection, requested_at) VALUES (?, ?)", (json.dumps(selection), now)
+        "INSERT INTO replays (selection, requested_at, last_message) "
+        "VALUES (?, ?, (SELECT coalesce(max(number), 0) FROM messages))",
+        (json.dumps(selection), now),
     ).lastrowid
     assert number is not None
     return Replay(number, selection, now, 0, 0, None)
@@ -154,13 +158,13 @@ def _replay_some(db: sqlite3.Connection, now: int) -> int:
     row = db.execute(f"{_REPLAY} finished_at IS NULL ORDER BY number LIMIT 1").fetchone()
     if row is None:
         return 0
-    number, text, requested_at, replayed, skipped, _, place = row
+    number, text, _, replayed, skipped, _, place, last_message = row
     selection = Selection(*json.loads(text))
     walked = walk(db, selection, None if place is None else json.loads(place), backwards=False)
     # All of the slice first: what is made pending leaves the index that is walked along.
     found = list(islice(walked, _SLICE))
     for _, each in found:
-        if selected(selection, each) and each.updated_at <= requested_at:
+        if selected(selection, each) and each.message <= last_message:
             if _send_again(db, each, now):
                 replayed += 1
             else:

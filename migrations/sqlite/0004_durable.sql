@@ -122,6 +122,7 @@ CREATE TABLE replays (
     number       INTEGER NOT NULL PRIMARY KEY,
     selection    TEXT    NOT NULL,  -- JSON
     requested_at INTEGER NOT NULL,
+    last_message INTEGER NOT NULL,  -- that there was then
     place        TEXT,              -- JSON: how far it has got
     replayed     INTEGER NOT NULL DEFAULT 0,
     skipped      INTEGER NOT NULL DEFAULT 0,

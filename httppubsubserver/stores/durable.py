@@ -33,6 +33,7 @@ __all__ = [
     "CHUNK_BYTES",
     "MAX_ANSWER_BYTES",
     "MAX_ATTEMPTS_KEPT",
+    "MAX_COUNTED",
     "Accepted",
     "Attempt",
     "Attempted",
@@ -65,6 +66,9 @@ MAX_ANSWER_BYTES: Final = 1024
 
 MAX_ATTEMPTS_KEPT: Final = 32
 """Of each delivery, the last that failed."""
+
+MAX_COUNTED: Final = 50_000
+"""See `Counts`. Counting so many takes some 20 ms, out of a backlog of a million as well."""
 
 DeliveryState = Literal["pending", "waiting", "delivered", "dead", "cancelled"]
 
@@ -305,7 +309,7 @@ class Pruned(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """For metrics. Each is counted, so not to be asked for more than every few seconds."""
+    """For metrics. Rows are counted, up to `MAX_COUNTED` of a kind: others wait for what is read meanwhile."""
 
     pending: int
     """And waiting."""

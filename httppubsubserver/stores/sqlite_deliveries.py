@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubserver.stores.durable import (
+    MAX_COUNTED,
     Attempt,
     Attempted,
     Counts,
@@ -41,6 +42,11 @@ _SELECT: Final = (
 )
 _WITH: Final = "CROSS JOIN messages m ON m.number = d.message CROSS JOIN endpoints e ON e.number = d.endpoint"
 _BY_TIME: Final = "SELECT accepted_at, number FROM messages"
+_COUNT: Final = "SELECT count(*) FROM"
+_PENDING: Final = "SELECT 1 FROM deliveries INDEXED BY deliveries_to_claim WHERE state = 'pending'"
+_WAITING: Final = "SELECT 1 FROM deliveries WHERE ordered = 1 AND state = 'waiting' AND state IN ('pending', 'waiting')"
+_DEAD: Final = "SELECT 1 FROM deliveries INDEXED BY deliveries_dead WHERE state = 'dead'"
+_BLOCKED: Final = "SELECT 1 FROM endpoints WHERE blocked_until > ?"
 _NUMBER: Final = "SELECT number FROM messages WHERE id = ?"
 _WITHOUT_BODY: Final = MESSAGE.format(body="NULL")
 _WITH_BODY: Final = MESSAGE.format(body="body")
@@ -311,15 +317,16 @@ def counts(db: sqlite3.Connection, now: int) -> Counts:
     """See `DurableStore.counts`."""
     with snapshot(db):
         return Counts(
-            db.execute(
-                "SELECT (SELECT count(*) FROM deliveries INDEXED BY deliveries_to_claim WHERE state = 'pending') + "
-                "(SELECT count(*) FROM deliveries WHERE ordered = 1 AND state = 'waiting' "
-                "AND state IN ('pending', 'waiting'))"
-            ).fetchone()[0],
-            db.execute("SELECT count(*) FROM deliveries INDEXED BY deliveries_dead WHERE state = 'dead'").fetchone()[0],
-            db.execute("SELECT count(*) FROM endpoints WHERE blocked_until > ?", (now,)).fetchone()[0],
+            min(_count(db, _PENDING) + _count(db, _WAITING), MAX_COUNTED),
+            _count(db, _DEAD),
+            _count(db, _BLOCKED, now),
             bytes_used(db),
         )
+
+
+def _count(db: sqlite3.Connection, rows: str, *parameters: int) -> int:
+    counted: int = db.execute(f"{_COUNT} ({rows} LIMIT {MAX_COUNTED})", parameters).fetchone()[0]
+    return counted
 
 
 def bytes_used(db: sqlite3.Connection) -> int:

@@ -57,6 +57,10 @@ class _Endpoint:
         self.blocked_until = blocked_until
         self.changed = False
 
+    def has_nothing_older(self, now: int) -> bool:
+        """What comes now may be attempted at once: nothing that has waited longer could be."""
+        return self.blocked_until <= now and (self.ready_at is None or self.ready_at > now)
+
     def has_due_at(self, due_at: int) -> None:
         """Something of it is pending that may be claimed from then on."""
         ready_at = max(due_at, self.blocked_until)
@@ -173,16 +177,15 @@ class _Batch:
             ordered = subscriber.ordered and due_at <= now
             waiting = ordered and subscriber.has_head
             subscriber.has_head = subscriber.has_head or ordered
-            holder = None
+            holder, free_at = None, due_at
             if (
                 terms is not None
                 and not waiting
                 and len(leased) < terms.at_most
-                and endpoint.blocked_until <= now
-                and (endpoint.ready_at is None or endpoint.ready_at > now)
+                and endpoint.has_nothing_older(now)
                 and leases[endpoint.number] < terms.limits.get(endpoint.url, terms.per_endpoint)
             ):
-                holder = terms.holder
+                holder, free_at = terms.holder, terms.until
                 leases[endpoint.number] += 1
                 leased.append(
                     Claimed(
@@ -197,7 +200,6 @@ class _Batch:
                         terms.until,
                     )
                 )
-            free_at = due_at if holder is None or terms is None else terms.until
             self._deliveries.append(
                 (
                     self._number,

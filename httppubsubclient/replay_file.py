@@ -18,7 +18,8 @@ keys in 150 MiB: 13,000 signed requests a second, when each is remembered for fi
 The file is mapped into memory, and its blocks are allocated before they are used: touching a mapped page for which the
 disk has no room, or that was cut off, would kill the process. Every call holds the file's lock (flock), and looks
 whether the file is still the one of that name: one that was deleted is begun anew by all who use it. What was written
-survives the death of the process; the last of it may be lost with the machine's power.
+survives the death of the process; the last of it may be lost with the machine's power. (On a file system that copies on
+write, a full disk can still kill a process that writes: keep the database elsewhere, or some room on it.)
 """
 
 from __future__ import annotations
@@ -166,9 +167,9 @@ class ReplayFile:
         size = os.fstat(self._fd).st_size
         if size < _end_of(segments):  # the machine lost its power while the table grew
             self._allocate(size, _end_of(segments))
-        if self._map is not None:
-            self._map.close()
-        self._map = mmap.mmap(self._fd, _end_of(segments))
+        earlier, self._map = self._map, mmap.mmap(self._fd, _end_of(segments))
+        if earlier is not None:
+            earlier.close()
         self._header, self._secret = header, secret
         self._segments = [(_end_of(number), _BUCKETS[number]) for number in range(segments)]
 

@@ -37,6 +37,8 @@ def bounded_http_protocol() -> Any:
         _refused = False
         _head_bytes = 0
         _in_head = True
+        _read_of_body = False
+        """What was read last ended a body, so most of it is not the head that follows."""
         _head_began = 0.0
         _timer: asyncio.TimerHandle | None = None
         """One for the connection, not one for each request: it looks whether a head is under way, and since when."""
@@ -51,8 +53,14 @@ def bounded_http_protocol() -> Any:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if not self._in_head and (self.cycle is None or self.cycle.response_complete):
+                # Whatever comes now begins a head, an empty line before it too: it has its time, and no more.
+                self._in_head = True
+                self._head_bytes = 0
+                self._head_began = self.loop.time()
+            self._read_of_body = False
             super().data_received(data)
-            if self._in_head and not self.transport.is_closing():
+            if self._in_head and not self._read_of_body and not self.transport.is_closing():
                 self._head_bytes += len(data)
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self._refuse(_TOO_LARGE)
@@ -73,6 +81,7 @@ def bounded_http_protocol() -> Any:
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
+            self._read_of_body = True
             if not self._refused:
                 super().on_body(body)
 

@@ -160,7 +160,7 @@ class Broadcaster:
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
         kept, etag = await self.store.replace(url, requests, if_match=if_match, now=self.now())
-        _LOG.info("a callback has %d subscriptions now: %s", len(kept), ", ".join(one.id for one in kept[:10]))
+        _LOG.info("subscriptions of a callback replaced, now %d: %s", len(kept), " ".join(one.id for one in kept[:10]))
         return kept, etag
 
     # -- notify ---------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class NotifyEndpoint:
         )
         length = incoming.declared_length()
         if length is not None and length <= self._small_bytes:
-            return await notify(await incoming.small_body()), prefer
+            return await notify(await incoming.small_body(length)), prefer
         with self._broadcaster.body_writer(length) as writer:
             return await notify(await incoming.body(writer)), prefer
 

@@ -131,9 +131,9 @@ class Incoming:
         return values[0] if values else None
 
     def declared_length(self) -> int | None:
-        """Content-Length; None when the body comes in chunks. Raises `InvalidRequest`."""
+        """Content-Length; None when the body comes in chunks (RFC 9112 section 6.3). Raises `InvalidRequest`."""
         text = self.headers.get("content-length")
-        if text is None:
+        if text is None or "transfer-encoding" in self.headers:
             return None
         if not text.isascii() or not text.isdecimal() or len(text) > 18:
             raise InvalidRequest("Content-Length is not a length")
@@ -156,15 +156,18 @@ class Incoming:
             body = await writer.finish()
         return _checked(body, expected)
 
-    async def small_body(self) -> Body:
-        """As `body`, for one whose declared length is small enough to be held in memory in any case."""
+    async def small_body(self, length: int) -> Body:
+        """As `body`, for one of this declared length, which is small enough to be held in memory in any case."""
         expected = self._expected_digest()
         data = await self._chunk() or b""
         if not self._complete:
-            pieces = [data]
-            while (chunk := await self._chunk()) is not None:
+            pieces, size = [data], len(data)
+            while size <= length and (chunk := await self._chunk()) is not None:
                 pieces.append(chunk)
+                size += len(chunk)
             data = b"".join(pieces)
+        if len(data) > length:
+            raise InvalidRequest("the body is longer than Content-Length says")
         return _checked(Body.of(data), expected)
 
     async def json(self, model: type[M], *, max_bytes: int) -> M:

@@ -95,7 +95,7 @@ def accepted_at_once(
 ) -> Proof | None:
     """The short way to the proof of a message that is signed as we sign, and good. None decides nothing.
 
-    Only ever says yes to what `_verify` says yes to, with the same proof; tests hold one against the other.
+    Only ever says yes to what `verify` says yes to, with the same proof; tests hold one against the other.
     """
     if credentials.type != "hmac":
         return None

@@ -149,8 +149,12 @@ class Connections:
     def _sweep(self) -> None:
         """End what has lasted too long. Runs while there are connections."""
         self.now = now = self.loop.time()
-        for connection in list(self.sending):
-            connection.look_after_sending()
-        for connection in [connection for connection in self._all if connection.until <= now]:
-            connection.fail(AttemptFailed("timeout", again=False, hanging=True))
-        self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep) if self._all else None
+        try:
+            for connection in list(self.sending):
+                connection.look_after_sending()
+            for connection in [connection for connection in self._all if connection.until <= now]:
+                # Once more: the end of one may have begun the next request on another, an idle one of this list.
+                if connection.until <= now:
+                    connection.fail(AttemptFailed("timeout", again=False, hanging=True))
+        finally:
+            self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep) if self._all else None

@@ -272,6 +272,8 @@ class Dispatcher:
     def _sweep(self) -> None:
         """Give up what is beyond its deadline. One timer for all: one for each would cost more than their counting."""
         now = self._loop.time()
-        for fanout in [fanout for fanout in self._fanouts if fanout.deadline <= now]:
-            self._give_up(fanout)
-        self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if self._fanouts else None
+        try:
+            for fanout in [fanout for fanout in self._fanouts if fanout.deadline <= now]:
+                self._give_up(fanout)
+        finally:
+            self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep) if self._fanouts else None

@@ -60,7 +60,8 @@ class FastTransport(httpx.AsyncBaseTransport):
         idle_seconds: float = 2.0,
         max_answer_bytes: int = 64 * 1024 * 1024,
     ) -> None:
-        """`tls`: whom to trust, and a certificate to show; by default the certificates of certifi.
+        """`tls`: whom to trust, and a certificate to show; by default the certificates of certifi. It is set to ask
+        for http/1.1 (ALPN), so it should not be shared with a client that speaks HTTP/2.
 
         `max_requests` at once, further ones wait. `idle_seconds`: shorter than what servers commonly allow (uvicorn:
         5 s), so that this side closes first: a POST that meets a connection just being closed has failed.

@@ -146,14 +146,16 @@ class Lanes:
         if self._pumping:
             return
         self._pumping = True
-        while self._runnable and self._in_flight < self._most:
-            lane = self._runnable.popleft()
-            lane.queued = False
-            lane.drop_settled()
-            if lane.waiting and not self._parked(lane):
-                self._begin(lane.waiting.popleft())
-            self._queue_again(lane)
-        self._pumping = False
+        try:
+            while self._runnable and self._in_flight < self._most:
+                lane = self._runnable.popleft()
+                lane.queued = False
+                lane.drop_settled()
+                if lane.waiting and not self._parked(lane):
+                    self._begin(lane.waiting.popleft())
+                self._queue_again(lane)
+        finally:
+            self._pumping = False
 
     def _parked(self, lane: Lane) -> bool:
         """Whether a lane has no right to a slot now; then it waits where the next free one is handed out."""

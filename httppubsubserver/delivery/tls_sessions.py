@@ -15,7 +15,9 @@ import asyncio
 import ssl
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, cast
+from weakref import WeakKeyDictionary
 
 __all__ = ["VERIFIED_SECONDS", "TlsSessions"]
 
@@ -41,6 +43,8 @@ class TlsSessions:
         self._verified_seconds = verified_seconds
         self._sessions: OrderedDict[str, tuple[ssl.SSLSession, float]] = OrderedDict()
         """Each with the moment until which its verification is good."""
+        self._resumed: WeakKeyDictionary[ssl.SSLObject, float] = WeakKeyDictionary()
+        """The same moment, of connections that resumed a session."""
 
     def context(self, origin: str) -> ssl.SSLContext:
         """For one `create_connection`: resumes the session of the origin when there is one."""
@@ -51,7 +55,11 @@ class TlsSessions:
             self.forget(origin)
             return self._context
         self._sessions.move_to_end(origin)
-        return cast(ssl.SSLContext, _Resuming(self._context, session))
+
+        def made(connecting: ssl.SSLObject) -> None:
+            self._resumed[connecting] = until
+
+        return cast(ssl.SSLContext, _Resuming(self._context, session, made))
 
     def remember(self, origin: str, transport: asyncio.BaseTransport) -> None:
         """To be called after the first answer: tickets of TLS 1.3 arrive after the handshake. Does nothing for TCP."""
@@ -61,10 +69,9 @@ class TlsSessions:
             return
         until = time.monotonic() + self._verified_seconds
         if connected.session_reused:
-            earlier = self._sessions.get(origin)
-            if earlier is None:
-                return  # who knows when it was verified
-            until = earlier[1]
+            until = self._resumed.get(connected, 0.0)
+            if origin not in self._sessions:
+                return  # forgotten since, for a reason
         self._sessions[origin] = (session, until)
         self._sessions.move_to_end(origin)
         if len(self._sessions) > self._max_origins:
@@ -78,9 +85,12 @@ class TlsSessions:
 class _Resuming:
     """What the event loops use of an `ssl.SSLContext`."""
 
-    def __init__(self, context: ssl.SSLContext, session: ssl.SSLSession) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, session: ssl.SSLSession, made: Callable[[ssl.SSLObject], object]
+    ) -> None:
         self._context = context
         self._session = session
+        self._made = made
 
     def wrap_bio(
         self,
@@ -90,4 +100,6 @@ class _Resuming:
         server_hostname: str | bytes | None = None,
     ) -> ssl.SSLObject:
         """See `ssl.SSLContext.wrap_bio`."""
-        return self._context.wrap_bio(incoming, outgoing, server_side, server_hostname, self._session)
+        resuming = self._context.wrap_bio(incoming, outgoing, server_side, server_hostname, self._session)
+        self._made(resuming)
+        return resuming

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -170,4 +171,20 @@ async def test_a_session_that_outlived_its_entry_begins_no_new_one(network: Netw
     linked.sessions.forget("a")
     linked.sessions.remember("a", link)  # type: ignore[arg-type]
     assert link.client.session_reused
+    assert not linked.resumed("a")
+
+
+async def test_a_late_answer_does_not_lengthen_what_an_old_verification_is_good_for(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linked = Linked(network)
+    linked.resumed("a")
+    now = time.monotonic()
+    late = Link(linked._server, linked.sessions.context("a"))
+    assert late.client.session_reused
+    monkeypatch.setattr("httppubsubserver.delivery.tls_sessions.time.monotonic", lambda: now + 3000)
+    linked.sessions.forget("a")
+    assert not linked.resumed("a")  # verified anew
+    linked.sessions.remember("a", late)  # type: ignore[arg-type]
+    monkeypatch.setattr("httppubsubserver.delivery.tls_sessions.time.monotonic", lambda: now + 3700)
     assert not linked.resumed("a")

@@ -89,6 +89,8 @@ class ReplayFile:
         Raises `Locked`, when another process holds the lock; `Unavailable`, when the disk or the table is full.
         """
         try:
+            if self._fd < 0:
+                self._open()  # it was lost, and could not be begun anew at that moment
             self._lock()
             try:
                 if not self._lost():

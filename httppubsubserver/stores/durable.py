@@ -4,7 +4,7 @@
     claims = await store.claim(terms, now=now)
     [in_time] = await store.settle([Settlement(claimed.held, "delivered", attempt)], now=now)
 
-`DurableStore` is the contract; tests/stores/test_durable_conformance.py is its suite, which every backend passes. The
+`DurableStore` is the contract; tests/stores/test_durable_*.py is its suite, which every backend passes. The
 object that `open_store` opens is a `Store` and a `DurableStore`.
 
 A *message* is accepted once. A *delivery* is that message for one durable subscription. An *attempt* is one POST of a

@@ -139,6 +139,24 @@ def test_a_deleted_file_is_begun_anew_by_all_who_use_it(path: str, caplog: pytes
         assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
 
 
+def test_what_is_in_the_way_of_beginning_anew_passes(path: str) -> None:
+    with ReplayFile.open(path) as seen:
+        os.unlink(path)
+        os.mkdir(path)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                seen.first_time("k", until=LATER, now=NOW)
+        os.rmdir(path)
+        Path(path).touch()
+        with open(path, "r+b") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            for _ in range(2):
+                with pytest.raises(Locked):
+                    seen.first_time("k", until=LATER, now=NOW)
+        assert seen.first_time("k", until=LATER, now=NOW)
+        assert not seen.first_time("k", until=LATER, now=NOW)
+
+
 def test_a_file_that_was_cut_off_kills_nobody(path: str) -> None:
     with ReplayFile.open(path) as one, ReplayFile.open(path) as other:
         assert one.first_time("before", until=LATER, now=NOW)

@@ -63,7 +63,7 @@ def listed(kind: str, number: int, total: int, per_url: int, identifier: int) ->
     place = number // per_url
     url = f"http://receiver-{place % 5000}.example:8080/pubsub/{place}"
     return Listed(
-        f"sub_{identifier:022x}", url, "exact" if kind == "exact" else "glob", pattern.encode(), NEVER + number
+        f"sub_{identifier:022x}", url, "exact" if kind == "exact" else "glob", pattern.encode(), NEVER + number, False
     )
 
 

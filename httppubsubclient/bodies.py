@@ -59,6 +59,10 @@ class Body:
             return io.BytesIO(self._data)
         return io.BufferedReader(_FileReader(os.dup(self._descriptor()), self.size), CHUNK_BYTES)
 
+    def share(self) -> Body:
+        """The same body once more, for somebody who closes it at another time."""
+        return Body(self._data, None if self._data is not None else os.dup(self._descriptor()), self.size, self.sha256)
+
     @contextmanager
     def descriptor(self) -> Iterator[int]:
         """For a body in a file: a descriptor of it, good as long as the context lasts. Its position is not for use."""

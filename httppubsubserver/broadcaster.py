@@ -41,7 +41,8 @@ from httppubsubserver.delivery.outbound import Outbound, open_outbound
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once, fingerprint_of
 from httppubsubserver.randomness import random_bytes
-from httppubsubserver.stores import Page, Store, open_store
+from httppubsubserver.stores import Page, open_store
+from httppubsubserver.stores.durable import DurableStore
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -86,7 +87,7 @@ class Broadcaster:
         self._reserved_bytes = 0
         self._matched = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
-        self._store: Store | None = None
+        self._store: DurableStore | None = None
         self.authenticator: Authenticator
         self._directory: Directory
         self._dispatcher: Dispatcher
@@ -116,7 +117,7 @@ class Broadcaster:
                 await self._stop()
 
     @property
-    def store(self) -> Store:
+    def store(self) -> DurableStore:
         """The store, while this is open. Raises `Unavailable`."""
         if self._store is None:
             raise Unavailable("the broadcaster is not running: enter it with `async with`, or start its application")
@@ -124,10 +125,11 @@ class Broadcaster:
 
     # -- subscriptions ------------------------------------------------------------------------------------------
 
-    async def subscribe(self, request: SubscribeRequest) -> tuple[Subscription, bool]:
+    async def subscribe(self, request: SubscribeRequest, *, resume: bool = False) -> tuple[Subscription, bool]:
         """Add a subscription, or renew the one with the same URL and pattern. True when it is new.
 
-        Once this returns, every later notify sees it, in whichever process of the same database.
+        Once this returns, every later notify sees it, in whichever process of the same database. With `resume` what
+        a durable one is still owed is due now.
         """
         subscription, created = await self.store.subscribe(request, now=self.now())
         if created:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import ClassVar, Final
 
 from httppubsubclient.protocol.callback_urls import CallbackUrl, split_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl
@@ -22,7 +22,7 @@ from httppubsubclient.protocol.patterns import Pattern, PatternKind
 from httppubsubclient.protocol.topic_index import TopicIndex
 from httppubsubserver.stores import Changes, Store
 
-__all__ = ["Directory", "Target"]
+__all__ = ["Directory", "DurableTarget", "Target"]
 
 _LOG = logging.getLogger("httppubsub.server.directory")
 
@@ -50,6 +50,7 @@ class Target:
     kind: PatternKind
     value: bytes
     expires_at: int
+    durable: ClassVar[bool] = False
 
     @property
     def pattern(self) -> Pattern:
@@ -60,6 +61,13 @@ class Target:
     def shown_url(self) -> str:
         """Where it is, for the log: without the query, which may hold a secret of the subscriber's."""
         return f"{self.callback.origin}{self.callback.target.partition('?')[0]}"
+
+
+@dataclass(slots=True, eq=False)
+class DurableTarget(Target):
+    """One whose messages are accepted for it before they are delivered."""
+
+    durable: ClassVar[bool] = True
 
 
 class Directory:
@@ -140,7 +148,8 @@ class _Known:
             target = targets.pop(subscription_id, None)
             if target is not None:
                 index.remove(target.pattern, target)
-        for subscription_id, url, kind, value, expires_at in changes.changed:
+        for subscription_id, url, kind, value, expires_at, durable in changes.changed:
+            of_its_kind = DurableTarget if durable else Target
             known = targets.get(subscription_id)
             if known is None:
                 try:
@@ -148,11 +157,12 @@ class _Known:
                 except InvalidUrl:
                     _LOG.error("subscription %s has a callback URL that is not one; it is ignored", subscription_id)
                     continue
-                targets[subscription_id] = target = Target(subscription_id, callback, _KINDS[kind], value, expires_at)
+                target = of_its_kind(subscription_id, callback, _KINDS[kind], value, expires_at)
+                targets[subscription_id] = target
                 index.add(Pattern(kind, value), target)
-            elif known.expires_at != expires_at:
+            elif known.expires_at != expires_at or known.durable != durable:
                 # (url, pattern) names a subscription, so a change of one that is known never touches either.
-                target = Target(subscription_id, known.callback, known.kind, known.value, expires_at)
+                target = of_its_kind(subscription_id, known.callback, known.kind, known.value, expires_at)
                 targets[subscription_id] = target
                 index.add(known.pattern, target)
                 index.remove(known.pattern, known)

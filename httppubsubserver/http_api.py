@@ -142,7 +142,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         incoming = await _authenticated(broadcaster, request)
         fields = await incoming.json(SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
         wanted = _subscribe_request(broadcaster, parse_callback_url(fields.url).name, fields)
-        subscription, created = await broadcaster.subscribe(wanted)
+        subscription, created = await broadcaster.subscribe(wanted, resume=fields.resume)
         etag = await broadcaster.etag(wanted.url)
         return JSONResponse(subscription.to_json(), 201 if created else 200, {"etag": etag})
 
@@ -262,7 +262,7 @@ def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields
         lease = broadcaster.config.default_lease_seconds
     elif not 1 <= lease <= longest:
         raise InvalidRequest(f"lease_seconds is 1 to {longest}; got {lease}")
-    return SubscribeRequest(url, fields.pattern(), lease)
+    return SubscribeRequest(url, fields.pattern(), lease, *fields.options())
 
 
 def _if_match(header: str | None) -> str | None:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from httppubsubclient.protocol.errors import PROBLEM_CONTENT_TYPE, WIRE, PubSubError
+from httppubsubclient.protocol.options import DeliveryOptions, options_from_json
 from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
 
 __all__ = [
@@ -59,8 +60,18 @@ class PatternFields(BaseModel):
     topic_b64: str | None = Field(None, description="Exactly this topic, base64: for topics that are not UTF-8.")
     glob: str | None = Field(None, description="`*`, `?`, `[a-z]`, `**` as a whole segment; at most 1024 bytes.")
     mqtt: str | None = Field(None, description="An MQTT 5.0 topic filter: `+`, `#`; at most 1024 bytes.")
-    delivery: Literal["best_effort"] = Field(
-        "best_effort", description="`best_effort`: quick retries for some seconds, then the message is gone."
+    delivery: Literal["best_effort", "durable"] = Field(
+        "best_effort",
+        description="`best_effort`: quick retries for some seconds, then the message is gone. "
+        "`durable`: kept, and tried again for days until it is taken or given up.",
+    )
+    ordered: bool = Field(
+        False, description="Durable only: one message at a time, in the order in which they were accepted."
+    )
+    retry_schedule_seconds: list[float] | None = Field(
+        None,
+        description="Durable only: the waits before attempt 1, 2, ... instead of the usual ones; "
+        "1 to 64 numbers, all but the first greater than 0.",
     )
     lease_seconds: int | None = Field(
         None, description="The subscription ends so long after it was last renewed; default 24 hours."
@@ -70,6 +81,16 @@ class PatternFields(BaseModel):
         """Raises `InvalidRequest`, `InvalidTopic` or `InvalidGlob`."""
         return pattern_from_json(
             {"topic": self.topic, "topic_b64": self.topic_b64, "glob": self.glob, "mqtt": self.mqtt}
+        )
+
+    def options(self) -> DeliveryOptions:
+        """Raises `InvalidRequest` for options that do not go together."""
+        return options_from_json(
+            {
+                "delivery": self.delivery,
+                "ordered": self.ordered,
+                "retry_schedule_seconds": self.retry_schedule_seconds,
+            }
         )
 
 
@@ -84,6 +105,11 @@ class SubscribeFields(PatternFields):
 
     url: str = Field(
         description="Where to POST, http or https. A fragment is part of the name and comes back as Pubsub-Fragment."
+    )
+    resume: bool = Field(
+        False,
+        description="Durable only: the subscriber is back. What waits for its next attempt is due now, and whatever "
+        "held its callback back is over.",
     )
 
 
@@ -122,7 +148,9 @@ class SubscriptionAnswer(BaseModel):
     topic_b64: str | None = None
     glob: str | None = None
     mqtt: str | None = None
-    delivery: Literal["best_effort"]
+    delivery: Literal["best_effort", "durable"]
+    ordered: bool | None = Field(None, description="There when it is true.")
+    retry_schedule_seconds: list[float] | None = Field(None, description="There when it has one of its own.")
     lease_seconds: int
     created_at: str = Field(description="RFC 3339, UTC.")
     expires_at: str = Field(description="RFC 3339, UTC; renewed by subscribing again.")

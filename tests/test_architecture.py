@@ -33,6 +33,7 @@ SERVER_ROWS = [
         "stores.sqlite_accept",
         "stores.sqlite_claims",
         "stores.sqlite_settle",
+        "stores.sqlite_subscriptions",
         "stores.sqlite_deliveries",
         "stores.sqlite_upkeep",
         "stores.sqlite_retention",

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import PatternKind
+
+if TYPE_CHECKING:
+    from httppubsubserver.stores.durable import DurableStore
 
 __all__ = ["Changes", "Listed", "Page", "Remembered", "Store", "open_store"]
 
@@ -28,6 +31,7 @@ class Listed(NamedTuple):
     pattern: bytes
     """`Pattern.value`."""
     expires_at: int
+    durable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Store(Protocol):
         ...
 
     async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
-        """Add, or renew the lease of the same (url, pattern), which keeps its id. True when it is new.
+        """Add, or renew the same (url, pattern), which keeps its id and has these options from now on. True when new.
 
         One that has expired is gone: it is recorded as removed, and a new one takes its place.
         """
@@ -140,7 +144,7 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str) -> AbstractAsyncContextManager[Store]:
+def open_store(url: str) -> AbstractAsyncContextManager[DurableStore]:
     """The store at `sqlite:///relative.db`, `sqlite:////absolute.db` or `sqlite:///:memory:`, migrated and open
     while the context lasts. Raises `ConfigurationError`; entering also `Unavailable`, when it stays locked."""
     scheme, separator, _ = url.partition("://")

@@ -4,8 +4,8 @@
     claims = await store.claim(terms, now=now)
     [in_time] = await store.settle([Settlement(claimed.held, "delivered", attempt)], now=now)
 
-`DurableStore` is the contract; tests/stores/test_durable_*.py is its suite, which every backend passes. The
-object that `open_store` opens is a `Store` and a `DurableStore`.
+`DurableStore` is the contract; tests/stores/test_durable_*.py is its suite, which every backend passes. It is what
+`open_store` opens.
 
 A *message* is accepted once. A *delivery* is that message for one durable subscription. An *attempt* is one POST of a
 delivery. An *endpoint* is a callback URL without its fragment: what fails together, and what takes turns.
@@ -27,7 +27,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
-from httppubsubclient.protocol.messages import Notification, SubscribeRequest, Subscription
+from httppubsubclient.protocol.messages import Notification
+from httppubsubserver.stores import Store
 
 __all__ = [
     "CHUNK_BYTES",
@@ -42,7 +43,6 @@ __all__ = [
     "Counts",
     "DeliveryPage",
     "DeliveryState",
-    "Durability",
     "DurableStore",
     "Held",
     "MessageAndDeliveries",
@@ -71,15 +71,6 @@ MAX_COUNTED: Final = 20_000
 """See `Counts`. Counting so many takes some 40 ms in a large file."""
 
 DeliveryState = Literal["pending", "waiting", "delivered", "dead", "cancelled"]
-
-
-class Durability(NamedTuple):
-    """How a durable subscription wants its deliveries."""
-
-    ordered: bool = False
-    """One at a time, in the order in which the messages were accepted. Scheduled ones come when they are due."""
-    retry_schedule_seconds: tuple[float, ...] | None = None
-    """Waits before the attempts, its own; None: the usual ones."""
 
 
 class Publication(NamedTuple):
@@ -319,32 +310,18 @@ class Counts(NamedTuple):
     """Of the database as a whole."""
 
 
-class DurableStore(Protocol):
-    """All moments (`now`, `due_at`, ...) are microseconds since 1970; the store itself reads no clock.
+class DurableStore(Store, Protocol):
+    """What every `Store` promises holds here too; methods that say "in slices" may, when cancelled, have done a part
+    of it, and asking again does the rest.
 
-    Every method raises `Unavailable` while the database cannot do its work; then nothing has happened, and the store
-    works again when the database does. A caller may be cancelled at any moment: what it asked for has then happened
-    as a whole or not at all (methods that say "in slices": a part of it, and asking again does the rest).
+    A subscription is durable when its options say so. When it ends, by whichever method, by expiry or by a 410, what
+    is pending of it is called off by `work_off`, and never claimed: `cancelled` with the reason `unsubscribed`, or
+    `dead` with `subscription_expired` or `gone`. When it is made best effort again, what it was owed stays owed.
 
-    What calls at the same time ask for shares a transaction. What is answered by `subscribe_durable`, `accept`,
-    `replay` and `cancel_scheduled` has reached the disk. Leases and settlements survive the death of a process at
+    What calls at the same time ask for shares a transaction. What is answered by `accept`, `replay` and
+    `cancel_scheduled` has reached the disk. Leases and settlements survive the death of a process at
     once, and the power cut of the machine a moment later: then a delivery is made again.
     """
-
-    async def subscribe_durable(
-        self, request: SubscribeRequest, durability: Durability, *, now: int
-    ) -> tuple[Subscription, bool]:
-        """As `Store.subscribe`, and the subscription is durable from here on, with these options.
-
-        `Store.subscribe` and `Store.replace` renew it and leave it durable. When it ends, by whichever method, by
-        expiry or by a 410, what is pending of it is called off by `work_off`, and never claimed: `cancelled` with
-        the reason `unsubscribed`, or `dead` with `subscription_expired` or `gone`.
-        """
-        ...
-
-    async def durability(self, subscription_id: str, *, now: int) -> Durability | None:
-        """None when it is not durable, unknown or expired."""
-        ...
 
     async def write_chunk(self, message_id: str, position: int, data: bytes, *, now: int) -> None:
         """Write the piece at `position` (0, 1, 2 ...) of a large body; again is the same.
@@ -386,6 +363,18 @@ class DurableStore(Protocol):
 
     async def extend(self, held: Sequence[Held], *, until: int, now: int) -> list[bool]:
         """Let leases end at `until`, where they are not lost."""
+        ...
+
+    async def release(self, held: Sequence[Held], *, now: int) -> list[bool]:
+        """Give deliveries back of which no attempt was begun, where the lease is not lost: they are due at once, and
+        the attempt that was to be made is still to be made."""
+        ...
+
+    async def bring_forward(self, subscription_id: str, *, now: int) -> int:
+        """Let everything that waits for its next attempt be due now, in slices; how much that was.
+
+        For a subscriber that is back. Not what is scheduled for later, and not what is leased.
+        """
         ...
 
     async def next_due(self, limits: Mapping[str, int] | None = None) -> int | None:

@@ -19,17 +19,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Final, TypeVar
 
-from httppubsubclient.protocol.errors import PreconditionFailed, Unavailable
+from httppubsubclient.protocol.errors import Unavailable
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
-from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.replay_file import Locked, ReplayFile
 from httppubsubserver.migrations import find_migrations
-from httppubsubserver.stores import Changes, Listed, Page, Remembered
+from httppubsubserver.stores import Changes, Page, Remembered
+from httppubsubserver.stores import sqlite_subscriptions as subscriptions
 from httppubsubserver.stores.batches import Batches
-from httppubsubserver.stores.durable import Durability
-from httppubsubserver.stores.identity import etag_of, new_subscription_id
-from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes, read_version
-from httppubsubserver.stores.sqlite_durable import SqliteDurable, make_durable
+from httppubsubserver.stores.sqlite_changes import read_version
+from httppubsubserver.stores.sqlite_durable import SqliteDurable
 from httppubsubserver.stores.sqlite_file import MEMORY, SqliteFile, Work, open_sqlite_file, sqlite_path
 from httppubsubserver.stores.sqlite_version import VersionReader
 
@@ -45,12 +43,6 @@ ROWS_PER_PIECE: Final = 500
 
 _BATCH_SIZE: Final = 256
 _MAX_WAITING: Final = 10_000
-_PRUNE_SLICE: Final = 1000
-"""Rows that are deleted in one transaction, so that others get their turn between two."""
-_MICROSECONDS: Final = 1_000_000
-
-_SELECT: Final = "SELECT id, url, kind, pattern, lease_seconds, created_at, expires_at FROM subscriptions"
-_LISTED: Final = "SELECT id, url, kind, pattern, expires_at FROM subscriptions"
 _PRUNE_KEYS: Final = (
     "DELETE FROM idempotency_keys WHERE key IN (SELECT key FROM idempotency_keys WHERE until <= ? LIMIT ?)"
 )
@@ -176,35 +168,25 @@ class SqliteStore(SqliteDurable):
 
     async def changes_since(self, version: int, cursor: str | None = None) -> Changes:
         """See `Store.changes_since`."""
-        return await self._reader.run(lambda db: _changes_since(db, version, cursor, self._rows_per_piece))
+        return await self._reader.run(lambda db: subscriptions.changes_since(db, version, cursor, self._rows_per_piece))
 
     async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
         """See `Store.subscribe`."""
-        return await self._change(lambda db: _subscribe(db, request, now, self._changes_kept))
-
-    async def subscribe_durable(
-        self, request: SubscribeRequest, durability: Durability, *, now: int
-    ) -> tuple[Subscription, bool]:
-        """See `DurableStore.subscribe_durable`."""
-
-        def subscribe(db: sqlite3.Connection) -> tuple[Subscription, bool]:
-            subscription, created = _subscribe(db, request, now, self._changes_kept)
-            make_durable(db, subscription, durability)
-            return subscription, created
-
-        return await self._change(subscribe)
+        return await self._change(lambda db: subscriptions.subscribe(db, request, now, self._changes_kept))
 
     async def unsubscribe(self, subscription_id: str, *, now: int, expires_at: int | None = None) -> bool:
         """See `Store.unsubscribe`."""
-        return await self._change(lambda db: _unsubscribe(db, subscription_id, now, expires_at, self._changes_kept))
+        return await self._change(
+            lambda db: subscriptions.unsubscribe(db, subscription_id, now, expires_at, self._changes_kept)
+        )
 
     async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
         """See `Store.subscription`."""
-        return await self._reader.run(lambda db: _subscription(db, subscription_id, now))
+        return await self._reader.run(lambda db: subscriptions.subscription_by_id(db, subscription_id, now))
 
     async def subscriptions(self, *, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
         """See `Store.subscriptions`."""
-        return await self._reader.run(lambda db: _page(db, url, cursor, limit, now))
+        return await self._reader.run(lambda db: subscriptions.subscriptions_page(db, url, cursor, limit, now))
 
     async def replace(
         self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None, now: int
@@ -212,11 +194,13 @@ class SqliteStore(SqliteDurable):
         """See `Store.replace`."""
         if any(request.url != url for request in requests):
             raise ValueError("all of a URL's subscriptions have this URL")
-        return await self._change(lambda db: _replace(db, url, requests, if_match, now, self._changes_kept))
+        return await self._change(
+            lambda db: subscriptions.replace(db, url, requests, if_match, now, self._changes_kept)
+        )
 
     async def etag(self, url: str, *, now: int) -> str:
         """See `Store.etag`."""
-        return await self._reader.run(lambda db: etag_of(_of_url(db, url, now)))
+        return await self._reader.run(lambda db: subscriptions.etag(db, url, now))
 
     # -- once -----------------------------------------------------------------------------------------------------
 
@@ -251,9 +235,11 @@ class SqliteStore(SqliteDurable):
     async def prune(self, *, now: int) -> int:
         """See `Store.prune`."""
         deleted = 0
-        while some := await self._change(lambda db: _prune_subscriptions(db, now, self._changes_kept)):
+        while some := await self._change(lambda db: subscriptions.prune_subscriptions(db, now, self._changes_kept)):
             deleted += some
-        while some := await self._remember(lambda db: db.execute(_PRUNE_KEYS, (now, _PRUNE_SLICE)).rowcount):
+        while some := await self._remember(
+            lambda db: db.execute(_PRUNE_KEYS, (now, subscriptions.PRUNE_SLICE)).rowcount
+        ):
             deleted += some
         return deleted
 
@@ -264,143 +250,6 @@ class SqliteStore(SqliteDurable):
     async def _remember(self, work: Work[T]) -> T:
         answer: T = await self._quickly(work)
         return answer
-
-
-def _changes_since(db: sqlite3.Connection, version: int, cursor: str | None, rows_per_piece: int) -> Changes:
-    rows: list[Any] = []
-    piece: list[Any] = []
-    db.execute("BEGIN")
-    try:
-        newest = read_version(db)
-        oldest = db.execute("SELECT coalesce(min(version), 1) FROM subscription_changes").fetchone()[0]
-        complete = version != newest and (version <= 0 or version < oldest - 1 or version > newest)
-        if complete:
-            cursor = ""  # before every id
-        elif version != newest:
-            rows = db.execute(
-                "SELECT id, url, kind, pattern, expires_at, subscription_id "
-                "FROM (SELECT DISTINCT subscription_id FROM subscription_changes WHERE version > ?) "
-                "LEFT JOIN subscriptions ON id = subscription_id",
-                (version,),
-            ).fetchall()
-        if cursor is not None:
-            # In the order of the primary key: the cost of a piece does not grow with what lies before it.
-            piece = db.execute(f"{_LISTED} WHERE id > ? ORDER BY id LIMIT ?", (cursor, rows_per_piece)).fetchall()
-    finally:
-        db.execute("ROLLBACK")
-    listed = (Listed(*row[:5]) for row in rows if row[0] is not None)
-    return Changes(
-        newest,
-        complete,
-        (*map(Listed._make, piece), *listed),
-        tuple(row[5] for row in rows if row[0] is None),
-        piece[-1][0] if len(piece) == rows_per_piece else None,
-    )
-
-
-def _subscribe(
-    db: sqlite3.Connection, request: SubscribeRequest, now: int, changes_kept: int
-) -> tuple[Subscription, bool]:
-    pattern = request.pattern
-    row = db.execute(
-        f"{_SELECT} WHERE url = ? AND kind = ? AND pattern = ?",
-        (request.url, pattern.kind, pattern.value),
-    ).fetchone()
-    known = None if row is None else _from_row(row)
-    if known is not None and known.expires_at <= now:
-        delete_subscriptions(db, [known.id], now=now)
-        log_changes(db, [known.id], changes_kept)
-        known = None
-    subscription = _put(db, request, known, now)
-    log_changes(db, [subscription.id], changes_kept)
-    return subscription, known is None
-
-
-def _unsubscribe(
-    db: sqlite3.Connection, subscription_id: str, now: int, expires_at: int | None, changes_kept: int
-) -> bool:
-    known = _subscription(db, subscription_id, now)
-    if known is None or expires_at not in (None, known.expires_at):
-        return False
-    delete_subscriptions(db, [subscription_id], now=now)
-    log_changes(db, [subscription_id], changes_kept)
-    return True
-
-
-def _subscription(db: sqlite3.Connection, subscription_id: str, now: int) -> Subscription | None:
-    row = db.execute(f"{_SELECT} WHERE id = ? AND expires_at > ?", (subscription_id, now)).fetchone()
-    return None if row is None else _from_row(row)
-
-
-def _page(db: sqlite3.Connection, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
-    of_url = "" if url is None else "url = ? AND "
-    rows = db.execute(
-        f"{_SELECT} WHERE {of_url}id > ? AND expires_at > ? ORDER BY id LIMIT ?",
-        (*(() if url is None else (url,)), cursor or "", now, limit + 1),
-    ).fetchall()
-    page = tuple(map(_from_row, rows[:limit]))
-    return Page(page, page[-1].id if len(rows) > limit else None)
-
-
-def _of_url(db: sqlite3.Connection, url: str, now: int) -> list[Subscription]:
-    rows = db.execute(f"{_SELECT} WHERE url = ? AND expires_at > ?", (url, now)).fetchall()
-    return list(map(_from_row, rows))
-
-
-def _replace(
-    db: sqlite3.Connection,
-    url: str,
-    requests: Sequence[SubscribeRequest],
-    if_match: str | None,
-    now: int,
-    changes_kept: int,
-) -> tuple[tuple[Subscription, ...], str]:
-    known = {subscription.pattern: subscription for subscription in _of_url(db, url, now)}
-    present = etag_of(known.values())
-    if if_match is not None and if_match != present:
-        raise PreconditionFailed(
-            "the subscriptions of this URL have changed since; read them again, or leave out If-Match", etag=present
-        )
-    # A pattern that stands here twice keeps its first place and its last options.
-    wanted = {request.pattern: request for request in requests}
-    kept = {subscription.id for pattern, subscription in known.items() if pattern in wanted}
-    removed = [row[0] for row in db.execute("SELECT id FROM subscriptions WHERE url = ?", (url,)) if row[0] not in kept]
-    delete_subscriptions(db, removed, now=now)
-    subscriptions = tuple(_put(db, request, known.get(pattern), now) for pattern, request in wanted.items())
-    log_changes(db, [*removed, *(subscription.id for subscription in subscriptions)], changes_kept)
-    return subscriptions, etag_of(subscriptions)
-
-
-def _put(db: sqlite3.Connection, request: SubscribeRequest, known: Subscription | None, now: int) -> Subscription:
-    """Write a new row, or renew the one of `known`."""
-    subscription = Subscription(
-        id=new_subscription_id() if known is None else known.id,
-        url=request.url,
-        pattern=request.pattern,
-        lease_seconds=request.lease_seconds,
-        created_at=now if known is None else known.created_at,
-        expires_at=now + request.lease_seconds * _MICROSECONDS,
-    )
-    if known is None:
-        db.execute(
-            "INSERT INTO subscriptions (id, url, kind, pattern, lease_seconds, created_at, expires_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                subscription.id,
-                subscription.url,
-                subscription.pattern.kind,
-                subscription.pattern.value,
-                subscription.lease_seconds,
-                subscription.created_at,
-                subscription.expires_at,
-            ),
-        )
-    else:
-        db.execute(
-            "UPDATE subscriptions SET lease_seconds = ?, expires_at = ? WHERE id = ?",
-            (subscription.lease_seconds, subscription.expires_at, subscription.id),
-        )
-    return subscription
 
 
 def _begin_once(
@@ -430,15 +279,3 @@ def _finish_once(db: sqlite3.Connection, key: str, answer: str) -> None:
 
 def _abandon_once(db: sqlite3.Connection, key: str) -> None:
     db.execute("DELETE FROM idempotency_keys WHERE key = ? AND answer IS NULL", (key,))
-
-
-def _prune_subscriptions(db: sqlite3.Connection, now: int, changes_kept: int) -> int:
-    rows = db.execute("SELECT id FROM subscriptions WHERE expires_at <= ? LIMIT ?", (now, _PRUNE_SLICE)).fetchall()
-    expired = [row[0] for row in rows]
-    delete_subscriptions(db, expired, now=now)
-    log_changes(db, expired, changes_kept)
-    return len(expired)
-
-
-def _from_row(row: tuple[Any, ...]) -> Subscription:
-    return Subscription(row[0], row[1], Pattern(row[2], row[3]), row[4], row[5], row[6])

@@ -1,7 +1,7 @@
 """Subscriptions that go, and the log of what changed: in the transaction of whatever changes them.
 
-A durable subscription that goes leaves a row in `ended_subscriptions`, so that what it is still owed is called off
-later, in slices (sqlite_upkeep.py).
+A subscription that is or was durable leaves a row in `ended_subscriptions` when it goes, so that what it is still owed
+is called off later, in slices (sqlite_upkeep.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def delete_subscriptions(
     db.executemany(
         "INSERT OR REPLACE INTO ended_subscriptions (subscription_id, reason) "
         "SELECT id, CASE WHEN expires_at <= ? THEN 'subscription_expired' ELSE ? END FROM subscriptions "
-        "WHERE id = ? AND delivery = 'durable'",
+        "WHERE id = ? AND endpoint IS NOT NULL",
         [(now, reason, each) for each in subscription_ids],
     )
     db.executemany("DELETE FROM subscriptions WHERE id = ?", [(each,) for each in subscription_ids])

@@ -7,14 +7,12 @@ something in it that was promised to last is flushed to the disk; one with only 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from itertools import groupby
 from typing import Any, Final, NamedTuple, TypeVar
 
-from httppubsubclient.protocol.messages import Subscription
 from httppubsubserver.stores import sqlite_retention as retention
 from httppubsubserver.stores import sqlite_upkeep as upkeep
 from httppubsubserver.stores.batches import Batches, Failed
@@ -23,7 +21,6 @@ from httppubsubserver.stores.durable import (
     Claims,
     Counts,
     DeliveryPage,
-    Durability,
     Held,
     MessageAndDeliveries,
     Pruned,
@@ -34,13 +31,13 @@ from httppubsubserver.stores.durable import (
     Settlement,
     Terms,
 )
-from httppubsubserver.stores.sqlite_accept import Accepting, accept_all, read_chunk, schedule_of, write_chunk
+from httppubsubserver.stores.sqlite_accept import Accepting, accept_all, read_chunk, write_chunk
 from httppubsubserver.stores.sqlite_claims import block_endpoint, claim, next_due
 from httppubsubserver.stores.sqlite_deliveries import bytes_used, counts, deliveries, message, messages_after
 from httppubsubserver.stores.sqlite_file import SqliteFile, Work
-from httppubsubserver.stores.sqlite_settle import extend, settle
+from httppubsubserver.stores.sqlite_settle import bring_forward, extend, release, settle
 
-__all__ = ["SqliteDurable", "make_durable"]
+__all__ = ["SqliteDurable"]
 
 T = TypeVar("T")
 
@@ -91,10 +88,6 @@ class SqliteDurable:
 
     # -- accepting ------------------------------------------------------------------------------------------------
 
-    async def durability(self, subscription_id: str, *, now: int) -> Durability | None:
-        """See `DurableStore.durability`."""
-        return await self._durable_reader.run(lambda db: _durability(db, subscription_id, now))
-
     async def write_chunk(self, message_id: str, position: int, data: bytes, *, now: int) -> None:
         """See `DurableStore.write_chunk`."""
         # The accepting transaction flushes what comes before it, too.
@@ -124,6 +117,22 @@ class SqliteDurable:
     async def extend(self, held: Sequence[Held], *, until: int, now: int) -> list[bool]:
         """See `DurableStore.extend`."""
         return await self._do(lambda db: extend(db, held, until, now), lasting=False)
+
+    async def release(self, held: Sequence[Held], *, now: int) -> list[bool]:
+        """See `DurableStore.release`."""
+        return await self._do(lambda db: release(db, held, now), lasting=False)
+
+    async def bring_forward(self, subscription_id: str, *, now: int) -> int:
+        """See `DurableStore.bring_forward`."""
+        brought = 0
+        place: tuple[int, int] | None = (now, _FOREVER)
+        while place is not None:
+            some, place = await self._do(
+                lambda db, place=place: bring_forward(db, subscription_id, place, now),  # type: ignore[misc]
+                lasting=False,
+            )
+            brought += some
+        return brought
 
     async def next_due(self, limits: Mapping[str, int] | None = None) -> int | None:
         """See `DurableStore.next_due`."""
@@ -279,29 +288,3 @@ def _spread(answers: Sequence[Any], places: Sequence[list[int]]) -> dict[int, An
         each = [answer] * len(numbers) if isinstance(answer, Failed) else answer
         spread.update(zip(numbers, each, strict=True))
     return spread
-
-
-def make_durable(db: sqlite3.Connection, subscription: Subscription, durability: Durability) -> None:
-    """Let a subscription that exists be durable, with these options."""
-    url = endpoint_of(subscription.url)
-    db.execute("INSERT OR IGNORE INTO endpoints (url) VALUES (?)", (url,))
-    db.execute("UPDATE endpoints SET unused_after = NULL WHERE url = ? AND unused_after IS NOT NULL", (url,))
-    schedule = durability.retry_schedule_seconds
-    db.execute(
-        "UPDATE subscriptions SET delivery = 'durable', ordered = ?, retry_schedule = ?, "
-        "endpoint = (SELECT number FROM endpoints WHERE endpoints.url = ?) WHERE id = ?",
-        (durability.ordered, None if schedule is None else json.dumps(schedule), url, subscription.id),
-    )
-
-
-def endpoint_of(url: str) -> str:
-    """A callback URL without its fragment."""
-    return url.partition("#")[0]
-
-
-def _durability(db: sqlite3.Connection, subscription_id: str, now: int) -> Durability | None:
-    row = db.execute(
-        "SELECT ordered, retry_schedule FROM subscriptions WHERE id = ? AND expires_at > ? AND delivery = 'durable'",
-        (subscription_id, now),
-    ).fetchone()
-    return None if row is None else Durability(bool(row[0]), schedule_of(row[1]))

@@ -10,7 +10,7 @@ from httppubsubserver.stores.durable import MAX_ANSWER_BYTES, MAX_ATTEMPTS_KEPT,
 from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes
 from httppubsubserver.stores.sqlite_claims import advance, lower
 
-__all__ = ["extend", "settle"]
+__all__ = ["bring_forward", "extend", "release", "settle"]
 
 # Claimed by somebody else since, it has another number of attempts.
 _MINE: Final = "WHERE message = ? AND subscription_id = ? AND leased_by = ? AND attempts = ? AND state = 'pending'"
@@ -18,6 +18,15 @@ _SET: Final = "UPDATE deliveries SET"
 _OVER: Final = f"{_SET} state = ?, reason = ?, status = ?, leased_by = NULL, updated_at = ? {_MINE}"
 _AGAIN: Final = f"{_SET} due_at = ?, status = ?, leased_by = NULL, updated_at = ? {_MINE}"
 _EXTEND: Final = f"{_SET} due_at = ?, updated_at = ? {_MINE}"
+_RELEASE: Final = f"{_SET} due_at = ?, leased_by = NULL, attempts_before = attempts_before + 1, updated_at = ? {_MINE}"
+_LATER: Final = (
+    "SELECT d.due_at, d.message, d.leased_by IS NULL AND coalesce(m.deliver_at, 0) <= ? "
+    "FROM deliveries d JOIN messages m ON m.number = d.message "
+    "WHERE d.endpoint = ? AND d.state = 'pending' AND d.subscription_id = ? AND (d.due_at, d.message) > (?, ?) "
+    "ORDER BY d.due_at, d.message LIMIT ?"
+)
+_BRING: Final = f"{_SET} due_at = ?, updated_at = ? WHERE message = ? AND subscription_id = ?"
+_BROUGHT_AT_ONCE: Final = 1000
 _INSERT_ATTEMPT: Final = (
     "INSERT OR REPLACE INTO attempts (message, subscription_id, attempt, began_at, ended_at, status, error, answer) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -39,6 +48,32 @@ def extend(db: sqlite3.Connection, held: Sequence[Held], until: int, now: int) -
             lower(db, each.endpoint, until)
         in_time.append(mine)
     return in_time
+
+
+def release(db: sqlite3.Connection, held: Sequence[Held], now: int) -> list[bool]:
+    """See `DurableStore.release`."""
+    in_time = []
+    for each in held:
+        mine = db.execute(_RELEASE, (now, now, *each[:4])).rowcount == 1
+        if mine:
+            lower(db, each.endpoint, now)
+        in_time.append(mine)
+    return in_time
+
+
+def bring_forward(
+    db: sqlite3.Connection, subscription_id: str, place: tuple[int, int], now: int
+) -> tuple[int, tuple[int, int] | None]:
+    """A slice of `DurableStore.bring_forward`, from `place` on; how many, and where the next one goes on."""
+    row = db.execute("SELECT endpoint FROM subscriptions WHERE id = ?", (subscription_id,)).fetchone()
+    if row is None or row[0] is None:
+        return 0, None
+    rows = db.execute(_LATER, (now, row[0], subscription_id, *place, _BROUGHT_AT_ONCE)).fetchall()
+    wanted = [message for _, message, movable in rows if movable]
+    db.executemany(_BRING, [(now, now, message, subscription_id) for message in wanted])
+    if wanted:
+        lower(db, row[0], now)
+    return len(wanted), rows[-1][:2] if len(rows) == _BROUGHT_AT_ONCE else None
 
 
 def _settle_one(db: sqlite3.Connection, settlement: Settlement, now: int, changes_kept: int) -> bool:

@@ -36,16 +36,42 @@ def headers_of(lines: bytes) -> dict[str, str]:
     fragment=st.none() | st.from_regex(r"[!-~]{1,20}", fullmatch=True),
     traceparent=st.none() | st.just(TRACE),
     credentials=st.sampled_from([HMAC, TOKEN, Credentials.none()]),
+    place=st.sampled_from([(None, None), (1, None), (7, "msg_0")]),
 )
 def test_they_are_those_of_the_plain_functions(
-    topic: bytes, body: bytes, attempt: int, fragment: str | None, traceparent: str | None, credentials: Credentials
+    topic: bytes,
+    body: bytes,
+    attempt: int,
+    fragment: str | None,
+    traceparent: str | None,
+    credentials: Credentials,
+    place: tuple[int | None, str | None],
 ) -> None:
     sha256 = hashlib.sha256(body).digest()
     notification = Notification("msg_1", topic, "text/plain; charset=utf-8", sha256, len(body), traceparent)
-    heads = DeliveryHeads(credentials, notification, attempt=attempt, now=NOW, nonce_prefix=PREFIX)
-    headers = headers_of(heads.lines("sub_1", fragment))
+    sequence, previous = place
+    heads = DeliveryHeads(
+        credentials,
+        notification,
+        attempt=attempt,
+        now=NOW,
+        nonce_prefix=PREFIX,
+        place="plain" if sequence is None else "first" if previous is None else "next",
+    )
+    if sequence is None:
+        headers = headers_of(heads.lines("sub_1", fragment))
+    else:
+        headers = headers_of(heads.durable_lines("sub_1", fragment, sequence, previous))
 
-    expected = delivery_headers(notification, "sub_1", attempt=attempt, timestamp=NOW, fragment=fragment)
+    expected = delivery_headers(
+        notification,
+        "sub_1",
+        attempt=attempt,
+        timestamp=NOW,
+        fragment=fragment,
+        sequence=sequence,
+        previous_message_id=previous,
+    )
     expected["content-digest"] = content_digest(sha256)
     expected |= sign_delivery(credentials, headers=expected, now=NOW, nonce=PREFIX.hex() + "00000001")
     assert headers == expected

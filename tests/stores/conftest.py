@@ -12,6 +12,7 @@ import pytest
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.stores import Listed, Store
+from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.stores.sqlite import open_sqlite
 
 NOW = 1_800_000_000_000_000
@@ -23,7 +24,7 @@ CHANGES_KEPT = 20
 ROWS_PER_PIECE = 3
 """The whole table comes in pieces as small as this."""
 
-OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
+OpenStore = Callable[[], AbstractAsyncContextManager[DurableStore]]
 
 
 def sqlite_files(directory: Path) -> Iterator[OpenStore]:
@@ -60,7 +61,7 @@ only_lasting = pytest.mark.parametrize("databases", LASTING, indirect=True)
 
 
 @pytest.fixture
-async def store(databases: Iterator[OpenStore]) -> AsyncIterator[Store]:
+async def store(databases: Iterator[OpenStore]) -> AsyncIterator[DurableStore]:
     """An empty store."""
     async with next(databases)() as opened:
         yield opened
@@ -86,7 +87,8 @@ async def put(
 def listed(subscription: Subscription) -> Listed:
     """What a store tells of it among its changes."""
     pattern = subscription.pattern
-    return Listed(subscription.id, subscription.url, pattern.kind, pattern.value, subscription.expires_at)
+    durable = subscription.delivery == "durable"
+    return Listed(subscription.id, subscription.url, pattern.kind, pattern.value, subscription.expires_at, durable)
 
 
 async def everything(store: Store, *, now: int = NOW, url: str | None = None) -> list[Subscription]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from dataclasses import replace
 
 from httppubsubclient.protocol.messages import Notification
-from httppubsubserver.stores import Store
 from httppubsubserver.stores.durable import (
     Attempt,
     Claimed,
     DeliveryPage,
-    Durability,
     DurableStore,
     OwedDelivery,
     Publication,
@@ -29,12 +27,8 @@ AGAIN_AT = NOW + 300 * SECOND
 YEAR = 365 * 86_400 * SECOND
 
 
-class FullStore(Store, DurableStore, Protocol):
-    """What `open_store` opens."""
-
-
 async def durable(
-    store: FullStore,
+    store: DurableStore,
     url: str = ENDPOINT,
     topic: bytes = b"t",
     *,
@@ -43,8 +37,8 @@ async def durable(
     now: int = NOW,
 ) -> str:
     """Subscribe; the id."""
-    request = asking(url, topic, lease_seconds=lease_seconds)
-    subscription, _ = await store.subscribe_durable(request, Durability(ordered), now=now)
+    request = replace(asking(url, topic, lease_seconds=lease_seconds), delivery="durable", ordered=ordered)
+    subscription, _ = await store.subscribe(request, now=now)
     return subscription.id
 
 
@@ -68,7 +62,7 @@ def terms(holder: str = "node", *, now: int = NOW, at_most: int = 100, per_endpo
 
 
 async def claim(
-    store: FullStore, *, holder: str = "node", now: int = NOW, at_most: int = 100, per_endpoint: int = 100
+    store: DurableStore, *, holder: str = "node", now: int = NOW, at_most: int = 100, per_endpoint: int = 100
 ) -> tuple[Claimed, ...]:
     """Claim on such terms."""
     on = terms(holder, now=now, at_most=at_most, per_endpoint=per_endpoint)
@@ -96,11 +90,11 @@ def gone(claimed: Claimed, *, now: int = NOW) -> Settlement:
     return Settlement(claimed.held, "gone", Attempt(now, now + 1, 410), subscribed_until=claimed.subscribed_until)
 
 
-async def settle(store: FullStore, *settlements: Settlement, now: int = NOW) -> list[bool]:
+async def settle(store: DurableStore, *settlements: Settlement, now: int = NOW) -> list[bool]:
     return await store.settle(settlements, now=now)
 
 
-async def listed(store: FullStore, selection: Selection | None = None, *, limit: int = 100) -> list[OwedDelivery]:
+async def listed(store: DurableStore, selection: Selection | None = None, *, limit: int = 100) -> list[OwedDelivery]:
     """All pages."""
     found: list[OwedDelivery] = []
     cursor: str | None = None
@@ -113,12 +107,12 @@ async def listed(store: FullStore, selection: Selection | None = None, *, limit:
             return found
 
 
-async def states(store: FullStore) -> dict[tuple[str, str], tuple[str, str | None]]:
+async def states(store: DurableStore) -> dict[tuple[str, str], tuple[str, str | None]]:
     """State and reason of each delivery."""
     return {(each.message_id, each.subscription_id): (each.state, each.reason) for each in await listed(store)}
 
 
-async def work_off(store: FullStore, *, now: int = NOW) -> int:
+async def work_off(store: DurableStore, *, now: int = NOW) -> int:
     """Until there is nothing left to do; how many slices it took."""
     slices = 0
     while await store.work_off(now=now):
@@ -127,7 +121,7 @@ async def work_off(store: FullStore, *, now: int = NOW) -> int:
 
 
 async def accept_all(
-    store: FullStore, message_ids: Sequence[str], subscription_ids: Sequence[str], *, now: int = NOW
+    store: DurableStore, message_ids: Sequence[str], subscription_ids: Sequence[str], *, now: int = NOW
 ) -> None:
     for message_id in message_ids:
         await store.accept(publication(message_id, subscription_ids), now=now)

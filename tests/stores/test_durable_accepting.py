@@ -6,15 +6,17 @@ Runs over all backends of conftest.py.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from httppubsubclient.protocol.errors import Unavailable
 from httppubsubclient.protocol.messages import Notification
+from httppubsubclient.protocol.options import DeliveryOptions
 from httppubsubserver.stores.durable import (
     CHUNK_BYTES,
     Accepted,
-    Durability,
+    DurableStore,
     Publication,
     Selection,
     StoredMessage,
@@ -24,7 +26,6 @@ from tests.stores.durable_stores import (
     ENDPOINT,
     LEASE,
     OTHER,
-    FullStore,
     accept_all,
     again,
     claim,
@@ -37,37 +38,47 @@ from tests.stores.durable_stores import (
     states,
     terms,
     told,
+    work_off,
 )
 
 
 class TestSubscribing:
-    async def test_a_subscription_becomes_durable_with_its_options_and_stays_it(self, store: FullStore) -> None:
-        options = Durability(True, (0, 1.5, 60))
-        subscription, created = await store.subscribe_durable(asking(A, b"t"), options, now=NOW)
+    async def test_a_subscription_has_the_options_that_were_asked_for_last(self, store: DurableStore) -> None:
+        request = replace(asking(A, b"t"), delivery="durable", ordered=True, retry_schedule_seconds=(0.0, 1.5, 60.0))
+        subscription, created = await store.subscribe(request, now=NOW)
         assert created
+        assert subscription.options == DeliveryOptions("durable", True, (0.0, 1.5, 60.0))
         assert await store.subscription(subscription.id, now=NOW) == subscription
-        assert await store.durability(subscription.id, now=NOW) == options
-        renewed, created = await store.subscribe(asking(A, b"t", lease_seconds=90), now=NOW)
-        assert (created, renewed.id) == (False, subscription.id)
-        assert await store.durability(subscription.id, now=NOW) == options
-        again, created = await store.subscribe_durable(asking(A, b"t"), Durability(), now=NOW)
-        assert (created, again.id) == (False, subscription.id)
-        assert await store.durability(subscription.id, now=NOW) == Durability()
-        assert await store.durability(subscription.id, now=NOW + 60 * SECOND) is None
+        again, created = await store.subscribe(replace(asking(A, b"t"), delivery="durable"), now=NOW)
+        assert (created, again.id, again.options) == (False, subscription.id, DeliveryOptions("durable"))
+        [kept], _ = await store.replace(A, [request], if_match=None, now=NOW)
+        assert (kept.id, kept.options) == (subscription.id, request.options)
 
-    async def test_one_that_was_best_effort_becomes_durable(self, store: FullStore) -> None:
+    async def test_one_that_was_best_effort_becomes_durable(self, store: DurableStore) -> None:
         subscription_id = await put(store, A, b"t")
-        assert await store.durability(subscription_id, now=NOW) is None
         version = await store.version()
         assert await durable(store, A) == subscription_id
-        assert await store.durability(subscription_id, now=NOW) == Durability()
-        assert [each.id for each in (await store.changes_since(version)).changed] == [subscription_id]
+        assert [(each.id, each.durable) for each in (await store.changes_since(version)).changed] == [
+            (subscription_id, True)
+        ]
+
+    async def test_one_that_is_best_effort_again_gets_what_it_was_owed(self, store: DurableStore) -> None:
+        subscription_id = await durable(store, A)
+        await store.accept(publication("m1", [subscription_id]), now=NOW)
+        assert await put(store, A, b"t") == subscription_id
+        assert (await store.accept(publication("m2", [subscription_id]), now=NOW)).deliveries == 0
+        assert ids(await claim(store)) == ["m1"]
+        assert await store.unsubscribe(subscription_id, now=NOW)
+        later = NOW + LEASE
+        await work_off(store, now=later)
+        assert await claim(store, now=later) == ()
+        assert await states(store) == {("m1", subscription_id): ("cancelled", "unsubscribed")}
 
 
 class TestAccepting:
-    async def test_what_was_accepted_is_claimed_with_all_that_an_attempt_needs(self, store: FullStore) -> None:
-        request = asking(A, b"t", lease_seconds=100)
-        subscription, _ = await store.subscribe_durable(request, Durability(False, (0, 7)), now=NOW)
+    async def test_what_was_accepted_is_claimed_with_all_that_an_attempt_needs(self, store: DurableStore) -> None:
+        request = replace(asking(A, b"t", lease_seconds=100), delivery="durable", retry_schedule_seconds=(0.0, 7.0))
+        subscription, _ = await store.subscribe(request, now=NOW)
         told = Notification("m1", b"\x00\xff", "text/x", b"h" * 32, 4, "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
         accepted = await store.accept(Publication(told, b"data", [subscription.id], None, NOW + 9), now=NOW)
         assert accepted == Accepted(1, False, ())
@@ -76,7 +87,7 @@ class TestAccepting:
         assert claimed[2:] == (A, 1, None, 1, (0, 7), subscription.expires_at, NOW + LEASE)
         assert claimed.held.subscription_id == subscription.id
 
-    async def test_a_message_for_nobody_durable_writes_nothing(self, store: FullStore) -> None:
+    async def test_a_message_for_nobody_durable_writes_nothing(self, store: DurableStore) -> None:
         best_effort = await put(store, A, b"t")
         expired = await durable(store, OTHER, lease_seconds=1)
         before = await store.counts(now=NOW)
@@ -87,7 +98,7 @@ class TestAccepting:
         assert await store.counts(now=NOW) == before
         assert await store.next_due() is None
 
-    async def test_the_same_message_id_twice_is_one(self, store: FullStore) -> None:
+    async def test_the_same_message_id_twice_is_one(self, store: DurableStore) -> None:
         subscribers = [await durable(store), await durable(store, OTHER)]
         first, second = await asyncio.gather(
             *(store.accept(publication("m", subscribers), now=NOW, terms=terms()) for _ in range(2))
@@ -97,11 +108,11 @@ class TestAccepting:
         assert await store.accept(publication("m", [], b"other"), now=NOW) == Accepted(2, True, ())
         assert len(await listed(store)) == 2
 
-    async def test_a_subscription_that_is_named_twice_gets_one(self, store: FullStore) -> None:
+    async def test_a_subscription_that_is_named_twice_gets_one(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         assert (await store.accept(publication("m", [subscriber, subscriber]), now=NOW)).deliveries == 1
 
-    async def test_sequences_have_no_gaps_and_name_the_message_before(self, store: FullStore) -> None:
+    async def test_sequences_have_no_gaps_and_name_the_message_before(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         calls = [store.accept(publication(f"m{n}", [one, two] if n % 3 else [two]), now=NOW) for n in range(30)]
         await asyncio.gather(*calls)
@@ -111,7 +122,7 @@ class TestAccepting:
             assert [row.previous_message_id for row in rows] == [None, *(row.message_id for row in rows[:-1])]
 
     @pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES])
-    async def test_a_body_comes_back_as_it_was(self, store: FullStore, size: int) -> None:
+    async def test_a_body_comes_back_as_it_was(self, store: DurableStore, size: int) -> None:
         body = bytes(range(256)) * (size // 256) or b"\x00" * size
         subscriber = await durable(store)
         await store.accept(publication("m", [subscriber], body), now=NOW)
@@ -121,7 +132,7 @@ class TestAccepting:
         assert await store.read_chunk("m", 1) is None
         assert await store.read_chunk("other", 0) is None
 
-    async def test_a_large_body_is_in_pieces(self, store: FullStore) -> None:
+    async def test_a_large_body_is_in_pieces(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         pieces = [b"a" * CHUNK_BYTES, b"b" * CHUNK_BYTES, b"c"]
         whole = Publication(told("m", b"".join(pieces)), None, [subscriber])
@@ -139,7 +150,7 @@ class TestAccepting:
         assert (claimed.message.body, claimed.message.body_kept) == (None, True)
         assert [await store.read_chunk("m", position) for position in range(4)] == [*pieces, None]
 
-    async def test_pieces_that_were_never_accepted_go_after_an_hour(self, store: FullStore) -> None:
+    async def test_pieces_that_were_never_accepted_go_after_an_hour(self, store: DurableStore) -> None:
         hour, data = 3600 * SECOND, b"a" * CHUNK_BYTES
         subscriber = await durable(store)
         whole = [Publication(told(name, data), None, [subscriber]) for name in ("left", "taken", "new")]
@@ -154,7 +165,7 @@ class TestAccepting:
 
 
 class TestStartingAtOnce:
-    async def test_the_accepting_transaction_leases_what_it_may(self, store: FullStore) -> None:
+    async def test_the_accepting_transaction_leases_what_it_may(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"{ENDPOINT}#{n}") for n in range(4)] + [await durable(store, OTHER)]
         accepted = await store.accept(publication("m", subscribers), now=NOW, terms=terms(per_endpoint=2))
         assert [each.held.subscription_id for each in accepted.leased] == [*subscribers[:2], subscribers[4]]
@@ -163,13 +174,13 @@ class TestStartingAtOnce:
         assert (await settle(store, *map(delivered, [*accepted.leased, *claimed]))) == [True] * 5
         assert {state for state, _ in (await states(store)).values()} == {"delivered"}
 
-    async def test_at_most_so_many(self, store: FullStore) -> None:
+    async def test_at_most_so_many(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n}.example/") for n in range(5)]
         accepted = await store.accept(publication("m", subscribers), now=NOW, terms=terms(at_most=3))
         assert len(accepted.leased) == 3
         assert len(await claim(store)) == 2
 
-    async def test_not_where_something_older_is_due_or_nothing_may_be_sent(self, store: FullStore) -> None:
+    async def test_not_where_something_older_is_due_or_nothing_may_be_sent(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         await store.accept(publication("older", [subscriber]), now=NOW)
         assert (await store.accept(publication("newer", [subscriber]), now=NOW, terms=terms())).leased == ()
@@ -183,7 +194,7 @@ class TestStartingAtOnce:
         later = publication("m3", [other], deliver_at=NOW + 1)
         assert (await store.accept(later, now=NOW, terms=terms())).leased == ()
 
-    async def test_a_crash_is_a_lease_that_ends(self, store: FullStore) -> None:
+    async def test_a_crash_is_a_lease_that_ends(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         [first] = (await store.accept(publication("m", [subscriber]), now=NOW, terms=terms())).leased
         assert await store.next_due() == NOW + LEASE
@@ -193,14 +204,14 @@ class TestStartingAtOnce:
 
 
 class TestScheduling:
-    async def test_it_is_due_then(self, store: FullStore) -> None:
+    async def test_it_is_due_then(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         await store.accept(publication("m", [subscriber], deliver_at=NOW + 1000), now=NOW)
         assert await claim(store, now=NOW + 999) == ()
         [claimed] = await claim(store, now=NOW + 1000)
         assert claimed.message.deliver_at == NOW + 1000
 
-    async def test_it_can_be_called_off_while_no_attempt_was_made(self, store: FullStore) -> None:
+    async def test_it_can_be_called_off_while_no_attempt_was_made(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n}.example/") for n in range(3)]
         await store.accept(publication("m", subscribers, deliver_at=NOW + 1000), now=NOW)
         [claimed] = await claim(store, at_most=1, now=NOW + 1000)
@@ -213,19 +224,19 @@ class TestScheduling:
         ]  # fmt: skip
         assert len(await claim(store, now=NOW + 2000)) == 1
 
-    async def test_others_cannot(self, store: FullStore) -> None:
+    async def test_others_cannot(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         assert await store.cancel_scheduled("m", now=NOW) == 0
         assert await store.cancel_scheduled("unknown", now=NOW) == 0
 
-    async def test_many_are_called_off_in_slices(self, store: FullStore) -> None:
+    async def test_many_are_called_off_in_slices(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n % 7}.example/#{n}") for n in range(1200)]
         await store.accept(publication("m", subscribers, deliver_at=NOW + 1000), now=NOW)
         assert await store.cancel_scheduled("m", now=NOW) == 1200
 
 
 class TestContinuity:
-    async def test_what_was_missed_comes_in_order_and_says_that_it_is_complete(self, store: FullStore) -> None:
+    async def test_what_was_missed_comes_in_order_and_says_that_it_is_complete(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         await accept_all(store, [f"m{n}" for n in range(1, 8)], [subscriber])
         await settle(store, *map(delivered, await claim(store, at_most=3)))
@@ -241,7 +252,7 @@ class TestContinuity:
             assert page is not None
             assert ([each.sequence for each in page.messages], page.complete) == (numbers, complete)
 
-    async def test_what_retention_took_is_missing(self, store: FullStore) -> None:
+    async def test_what_retention_took_is_missing(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         for n in range(1, 5):
             await store.accept(publication(f"m{n}", [subscriber]), now=NOW + n)
@@ -253,7 +264,7 @@ class TestContinuity:
             assert page is not None
             assert ([each.sequence for each in page.messages], page.complete) == (numbers, complete)
 
-    async def test_bodies_in_memory_are_bounded(self, store: FullStore) -> None:
+    async def test_bodies_in_memory_are_bounded(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         for n in range(5):
             await store.accept(publication(f"m{n}", [subscriber], b"x" * 1000), now=NOW)
@@ -261,14 +272,14 @@ class TestContinuity:
         assert page is not None
         assert (len(page.messages), page.complete, page.last) == (2, True, 5)
 
-    async def test_only_a_durable_subscription_has_them(self, store: FullStore) -> None:
+    async def test_only_a_durable_subscription_has_them(self, store: DurableStore) -> None:
         best_effort = await put(store, A, b"t")
         expired = await durable(store, OTHER, lease_seconds=1)
         for subscriber in (best_effort, "unknown", expired):
             assert await store.messages_after(subscriber, 0, limit=1, now=NOW + SECOND) is None
 
 
-async def test_a_caller_that_is_cancelled_leaves_all_or_nothing(store: FullStore) -> None:
+async def test_a_caller_that_is_cancelled_leaves_all_or_nothing(store: DurableStore) -> None:
     subscriber = await durable(store)
     for n in range(40):
         call = asyncio.create_task(store.accept(publication(f"m{n}", [subscriber]), now=NOW))

@@ -13,6 +13,7 @@ from httppubsubserver.stores.durable import (
     MAX_ANSWER_BYTES,
     MAX_ATTEMPTS_KEPT,
     Attempt,
+    DurableStore,
     Selection,
     Settlement,
 )
@@ -23,7 +24,6 @@ from tests.stores.durable_stores import (
     LEASE,
     OTHER,
     YEAR,
-    FullStore,
     accept_all,
     again,
     claim,
@@ -42,7 +42,7 @@ from tests.stores.durable_stores import (
 
 
 class TestLeases:
-    async def test_nobody_claims_what_is_leased_until_the_lease_ends(self, store: FullStore) -> None:
+    async def test_nobody_claims_what_is_leased_until_the_lease_ends(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [first] = await claim(store)
         assert await claim(store, now=NOW + LEASE - 1) == ()
@@ -51,7 +51,7 @@ class TestLeases:
         [second] = await claim(store, now=NOW + LEASE)
         assert (first.attempt, second.attempt) == (1, 2)
 
-    async def test_a_zombie_settles_nothing(self, store: FullStore) -> None:
+    async def test_a_zombie_settles_nothing(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [zombie] = await claim(store, holder="zombie")
         [holder] = await claim(store, holder="holder", now=NOW + LEASE)
@@ -62,7 +62,7 @@ class TestLeases:
         assert await settle(store, delivered(holder), again(holder)) == [False, False]
         assert await states(store) == {("m", holder.held.subscription_id): ("delivered", None)}
 
-    async def test_an_earlier_lease_of_the_same_holder_is_lost_too(self, store: FullStore) -> None:
+    async def test_an_earlier_lease_of_the_same_holder_is_lost_too(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [first] = await claim(store)
         [second] = await claim(store, now=NOW + LEASE)
@@ -74,12 +74,12 @@ class TestLeases:
         assert await settle(store, delivered(first)) == [False]
         assert await settle(store, delivered(third)) == [True]
 
-    async def test_a_late_settlement_counts_while_nobody_else_has_claimed(self, store: FullStore) -> None:
+    async def test_a_late_settlement_counts_while_nobody_else_has_claimed(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [claimed] = await claim(store)
         assert await settle(store, delivered(claimed), now=NOW + 2 * LEASE) == [True]
 
-    async def test_a_lease_can_be_extended(self, store: FullStore) -> None:
+    async def test_a_lease_can_be_extended(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [claimed] = await claim(store)
         assert await store.extend([claimed.held], until=NOW + 2 * LEASE, now=NOW) == [True]
@@ -87,14 +87,14 @@ class TestLeases:
         assert await settle(store, delivered(claimed)) == [True]
         assert await store.extend([claimed.held], until=NOW + 3 * LEASE, now=NOW) == [False]
 
-    async def test_concurrent_claims_share_without_overlap(self, store: FullStore) -> None:
+    async def test_concurrent_claims_share_without_overlap(self, store: DurableStore) -> None:
         await accept_all(store, [f"m{n}" for n in range(30)], [await durable(store)])
         claims = await asyncio.gather(*(claim(store, holder=str(n), at_most=7) for n in range(6)))
         assert sorted(id_ for each in claims for id_ in ids(each)) == sorted(f"m{n}" for n in range(30))
 
 
 class TestTrying:
-    async def test_again_is_due_when_it_says(self, store: FullStore) -> None:
+    async def test_again_is_due_when_it_says(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [claimed] = await claim(store)
         assert await settle(store, again(claimed)) == [True]
@@ -105,7 +105,7 @@ class TestTrying:
         [claimed] = await claim(store, now=AGAIN_AT)
         assert claimed.attempt == 2
 
-    async def test_a_dead_one_keeps_its_last_answer_bounded(self, store: FullStore) -> None:
+    async def test_a_dead_one_keeps_its_last_answer_bounded(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [subscriber := await durable(store)])
         [claimed] = await claim(store)
         attempt = Attempt(NOW, NOW + 5, 400, "e" * 9999, b"\x00\xff<" * 9999)
@@ -120,7 +120,7 @@ class TestTrying:
         assert await claim(store, now=NOW + YEAR) == ()
         assert await store.next_due() is None
 
-    async def test_the_attempts_that_failed_are_kept_bounded(self, store: FullStore) -> None:
+    async def test_the_attempts_that_failed_are_kept_bounded(self, store: DurableStore) -> None:
         subscriber = await durable(store, lease_seconds=1000 * 86_400)
         await accept_all(store, ["m"], [subscriber])
         for n in range(MAX_ATTEMPTS_KEPT + 3):
@@ -130,7 +130,7 @@ class TestTrying:
         assert shown is not None
         assert [each.number for each in shown.attempts] == list(range(4, MAX_ATTEMPTS_KEPT + 4))
 
-    async def test_gone_removes_the_subscription_and_what_it_is_owed(self, store: FullStore) -> None:
+    async def test_gone_removes_the_subscription_and_what_it_is_owed(self, store: DurableStore) -> None:
         gone_one, other = await durable(store), await durable(store, OTHER)
         await accept_all(store, ["m1", "m2", "m3"], [gone_one, other])
         mine = [each for each in await claim(store) if each.held.subscription_id == gone_one]
@@ -147,7 +147,7 @@ class TestTrying:
         assert after["m2", gone_one] == ("delivered", None)
         assert after["m1", other] == ("pending", None)
 
-    async def test_gone_does_not_remove_what_was_renewed_since(self, store: FullStore) -> None:
+    async def test_gone_does_not_remove_what_was_renewed_since(self, store: DurableStore) -> None:
         subscriber = await durable(store, lease_seconds=10)
         await accept_all(store, ["m"], [subscriber])
         [claimed] = await claim(store)
@@ -158,14 +158,14 @@ class TestTrying:
 
 
 class TestTurns:
-    async def test_a_claim_takes_so_many_of_each_endpoint(self, store: FullStore) -> None:
+    async def test_a_claim_takes_so_many_of_each_endpoint(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         for n in range(10):
             await store.accept(publication(f"a{n}", [one]), now=NOW)
         await accept_all(store, ["b1", "b2"], [two], now=NOW + 1)
         assert ids(await claim(store, now=NOW + 1, per_endpoint=3)) == ["a0", "a1", "a2", "b1", "b2"]
 
-    async def test_endpoints_take_turns(self, store: FullStore) -> None:
+    async def test_endpoints_take_turns(self, store: DurableStore) -> None:
         subscribers = {await durable(store, f"http://{n}.example/"): n for n in range(4)}
         await accept_all(store, [str(n) for n in range(10)], list(subscribers))
         turns = []
@@ -175,14 +175,14 @@ class TestTurns:
         assert all(len(turn) == 1 for turn in turns)
         assert set.union(*turns[:4]) == set.union(*turns[4:]) == {0, 1, 2, 3}
 
-    async def test_fragments_of_one_url_are_one_endpoint(self, store: FullStore) -> None:
+    async def test_fragments_of_one_url_are_one_endpoint(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"{ENDPOINT}{end}") for end in ("", "#1", "#2")]
         await accept_all(store, ["m"], subscribers)
         claimed = await claim(store, per_endpoint=2)
         assert len(claimed) == 2
         assert {each.url for each in claimed + await claim(store)} == {f"{ENDPOINT}{end}" for end in ("", "#1", "#2")}
 
-    async def test_limits_stand_for_the_endpoints_they_name(self, store: FullStore) -> None:
+    async def test_limits_stand_for_the_endpoints_they_name(self, store: DurableStore) -> None:
         one, two = await durable(store, ENDPOINT + "#x"), await durable(store, OTHER)
         await accept_all(store, ["m1", "m2", "m3"], [one, two])
         probing = terms()._replace(limits={ENDPOINT: 0, OTHER: 1})
@@ -194,7 +194,7 @@ class TestTurns:
         assert claims.next_due_at == NOW + LEASE
         assert await store.next_due() == NOW
 
-    async def test_a_blocked_endpoint_waits_and_the_last_word_counts(self, store: FullStore) -> None:
+    async def test_a_blocked_endpoint_waits_and_the_last_word_counts(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         await accept_all(store, ["m1"], [one, two])
         await store.block_endpoint(ENDPOINT, until=NOW + 100, now=NOW)
@@ -214,7 +214,7 @@ class TestTurns:
         await store.block_endpoint(ENDPOINT, until=NOW, now=NOW)
         assert len(await claim(store, now=NOW + 2 * LEASE)) == 2
 
-    async def test_what_is_settled_again_under_a_block_waits_for_it(self, store: FullStore) -> None:
+    async def test_what_is_settled_again_under_a_block_waits_for_it(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])
         [claimed] = await claim(store)
         await store.block_endpoint(ENDPOINT, until=NOW + 2 * LEASE, now=NOW)
@@ -223,14 +223,14 @@ class TestTurns:
         assert await claim(store, now=NOW + 2 * LEASE - 1) == ()
         assert len(await claim(store, now=NOW + 2 * LEASE)) == 1
 
-    async def test_bodies_in_memory_are_bounded(self, store: FullStore) -> None:
+    async def test_bodies_in_memory_are_bounded(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         for n in range(5):
             await store.accept(publication(f"m{n}", [subscriber], b"x" * 1000), now=NOW)
         small = terms()._replace(max_body_bytes=1500)
         assert [len((await store.claim(small, now=NOW + n)).deliveries) for n in range(4)] == [2, 2, 1, 0]
 
-    async def test_next_due_is_never_late(self, store: FullStore) -> None:
+    async def test_next_due_is_never_late(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         assert await store.next_due() is None
         await store.accept(publication("later", [subscriber], deliver_at=NOW + 500), now=NOW)
@@ -245,7 +245,7 @@ class TestTurns:
 
 
 class TestOrder:
-    async def test_one_at_a_time_in_the_order_of_acceptance(self, store: FullStore) -> None:
+    async def test_one_at_a_time_in_the_order_of_acceptance(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         await accept_all(store, ["m1", "m2", "m3"], [subscriber])
         assert [row.state for row in reversed(await listed(store))] == ["pending", "waiting", "waiting"]
@@ -262,7 +262,7 @@ class TestOrder:
         await settle(store, dead(second))
         assert ids(await claim(store)) == ["m3"]
 
-    async def test_only_the_first_starts_at_once(self, store: FullStore) -> None:
+    async def test_only_the_first_starts_at_once(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         accepted = await asyncio.gather(
             *(store.accept(publication(f"m{n}", [subscriber]), now=NOW, terms=terms()) for n in range(3))
@@ -273,12 +273,12 @@ class TestOrder:
         await settle(store, delivered(first))
         assert ids(await claim(store)) == ["m1"]
 
-    async def test_another_subscription_of_the_endpoint_does_not_wait(self, store: FullStore) -> None:
+    async def test_another_subscription_of_the_endpoint_does_not_wait(self, store: DurableStore) -> None:
         ordered, other = await durable(store, ENDPOINT + "#1", ordered=True), await durable(store, ENDPOINT)
         await accept_all(store, ["m1", "m2"], [ordered, other])
         assert len(await claim(store)) == 3
 
-    async def test_what_is_replayed_comes_first_but_after_what_is_on_its_way(self, store: FullStore) -> None:
+    async def test_what_is_replayed_comes_first_but_after_what_is_on_its_way(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         await accept_all(store, ["m1", "m2", "m3", "m4"], [subscriber])
         for _ in range(2):
@@ -293,7 +293,7 @@ class TestOrder:
             assert ids([claimed]) == [expected]
             await settle(store, delivered(claimed), now=NOW + 1)
 
-    async def test_what_is_scheduled_does_not_hold_up_the_others(self, store: FullStore) -> None:
+    async def test_what_is_scheduled_does_not_hold_up_the_others(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         await store.accept(publication("later", [subscriber], deliver_at=NOW + 5), now=NOW)
         await accept_all(store, ["m1", "m2"], [subscriber])
@@ -301,7 +301,7 @@ class TestOrder:
         assert ids([claimed]) == ["m1"]
         assert ids(await claim(store, now=NOW + 5)) == ["later"]
 
-    async def test_one_that_expires_frees_the_next(self, store: FullStore) -> None:
+    async def test_one_that_expires_frees_the_next(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         await store.accept(publication("m1", [subscriber], expires_at=NOW + 5), now=NOW)
         await accept_all(store, ["m2"], [subscriber])
@@ -311,7 +311,9 @@ class TestOrder:
 
 class TestEnds:
     @pytest.mark.parametrize("how", ["unsubscribe", "replace"])
-    async def test_what_is_unsubscribed_from_is_cancelled_and_stays_in_view(self, store: FullStore, how: str) -> None:
+    async def test_what_is_unsubscribed_from_is_cancelled_and_stays_in_view(
+        self, store: DurableStore, how: str
+    ) -> None:
         subscriber, other = await durable(store), await durable(store, OTHER)
         await accept_all(store, ["m1", "m2", "m3"], [subscriber, other])
         first = next(each for each in await claim(store, at_most=2, per_endpoint=1))
@@ -330,7 +332,7 @@ class TestEnds:
         rest = {subscriber, other} - {first.held.subscription_id}
         assert {each.held.subscription_id for each in await claim(store, now=NOW + LEASE)} == rest
 
-    async def test_a_claim_that_comes_first_gives_them_up_itself(self, store: FullStore) -> None:
+    async def test_a_claim_that_comes_first_gives_them_up_itself(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         await accept_all(store, ["m1"], [subscriber])
         await store.unsubscribe(subscriber, now=NOW)
@@ -340,7 +342,7 @@ class TestEnds:
     @pytest.mark.parametrize("pruned", [False, True])
     @pytest.mark.parametrize("worked_off", [False, True])
     async def test_what_an_expired_subscription_is_owed_is_dead(
-        self, store: FullStore, pruned: bool, worked_off: bool
+        self, store: DurableStore, pruned: bool, worked_off: bool
     ) -> None:
         subscriber = await durable(store, lease_seconds=10, ordered=True)
         await accept_all(store, ["m1", "m2"], [subscriber])
@@ -353,7 +355,7 @@ class TestEnds:
             assert await claim(store, now=now) == ()
         assert set((await states(store)).values()) == {("dead", "subscription_expired")}
 
-    async def test_many_are_called_off_in_slices(self, store: FullStore) -> None:
+    async def test_many_are_called_off_in_slices(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         await asyncio.gather(*(store.accept(publication(f"m{n}", [subscriber]), now=NOW) for n in range(1200)))
         await store.unsubscribe(subscriber, now=NOW)
@@ -361,7 +363,7 @@ class TestEnds:
         assert set((await states(store)).values()) == {("cancelled", "unsubscribed")}
         assert (await store.counts(now=NOW)).pending == 0
 
-    async def test_an_expired_message_is_dead_when_it_is_claimed_or_before(self, store: FullStore) -> None:
+    async def test_an_expired_message_is_dead_when_it_is_claimed_or_before(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         await store.accept(publication("m1", [one, two], expires_at=NOW + 10), now=NOW)
         await store.block_endpoint(OTHER, until=NOW + 1000, now=NOW)
@@ -372,7 +374,7 @@ class TestEnds:
         await work_off(store, now=NOW + 10)
         assert (await states(store))["m1", two] == ("dead", "expired")
 
-    async def test_what_expires_under_way_may_still_arrive(self, store: FullStore) -> None:
+    async def test_what_expires_under_way_may_still_arrive(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         await store.accept(publication("m", [one, two], expires_at=NOW + 10), now=NOW)
         first, second = await claim(store)
@@ -381,7 +383,7 @@ class TestEnds:
         assert await claim(store, now=NOW + 20) == ()
         assert sorted((await states(store)).values(), key=str) == [("dead", "expired"), ("delivered", None)]
 
-    async def test_many_expire_in_slices(self, store: FullStore) -> None:
+    async def test_many_expire_in_slices(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n % 7}.example/#{n}") for n in range(1200)]
         await store.accept(publication("m", subscribers, expires_at=NOW + 10), now=NOW)
         assert await work_off(store, now=NOW + 10) == 3

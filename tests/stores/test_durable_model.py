@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from httppubsubserver.stores.durable import Claimed, Selection, Terms
+from httppubsubserver.stores.durable import Claimed, DurableStore, Selection, Terms
 from tests.stores.conftest import NOW, SECOND, OpenStore
-from tests.stores.durable_stores import LEASE, FullStore, dead, durable, gone, listed, publication, settle, work_off
+from tests.stores.durable_stores import LEASE, dead, durable, gone, listed, publication, settle, work_off
 from tests.stores.durable_stores import again as again_at
 from tests.stores.durable_stores import delivered as was_delivered
 
@@ -120,7 +120,7 @@ class Model:
         return None
 
 
-async def _subscribe(store: FullStore, model: Model, which: int, ordered: bool) -> None:
+async def _subscribe(store: DurableStore, model: Model, which: int, ordered: bool) -> None:
     known = model.at[which]
     subscription_id = await durable(store, URLS[which], ordered=ordered, lease_seconds=10**9, now=model.now)
     if known is None:
@@ -131,7 +131,7 @@ async def _subscribe(store: FullStore, model: Model, which: int, ordered: bool) 
     known.ordered, known.until = ordered, model.now + 10**9 * SECOND
 
 
-async def _unsubscribe(store: FullStore, model: Model, which: int) -> None:
+async def _unsubscribe(store: DurableStore, model: Model, which: int) -> None:
     known = model.at[which]
     if known is not None:
         assert await store.unsubscribe(known.id, now=model.now)
@@ -139,7 +139,7 @@ async def _unsubscribe(store: FullStore, model: Model, which: int) -> None:
 
 
 async def _accept(
-    store: FullStore, model: Model, name: int, deliver_in: int | None, expires_in: int | None, lease: bool
+    store: DurableStore, model: Model, name: int, deliver_in: int | None, expires_in: int | None, lease: bool
 ) -> None:
     now = model.now
     message_id = f"m{name}"
@@ -180,7 +180,7 @@ async def _accept(
     model.claims += accepted.leased
 
 
-async def _claim(store: FullStore, model: Model, holder: int, per_endpoint: int) -> None:
+async def _claim(store: DurableStore, model: Model, holder: int, per_endpoint: int) -> None:
     now = model.now
     terms = Terms(f"holder{holder}", now + LEASE, 1000, per_endpoint)
     claims = await store.claim(terms, now=now)
@@ -218,7 +218,7 @@ async def _claim(store: FullStore, model: Model, holder: int, per_endpoint: int)
     model.claims += claims.deliveries
 
 
-async def _settle(store: FullStore, model: Model, which: int, outcome: str, seconds: int) -> None:
+async def _settle(store: DurableStore, model: Model, which: int, outcome: str, seconds: int) -> None:
     """Of any lease that there ever was: most of them are lost."""
     if not model.claims:
         return
@@ -247,7 +247,7 @@ async def _settle(store: FullStore, model: Model, which: int, outcome: str, seco
         model.advance(row.subscriber)
 
 
-async def _extend(store: FullStore, model: Model, which: int, seconds: int) -> None:
+async def _extend(store: DurableStore, model: Model, which: int, seconds: int) -> None:
     if not model.claims:
         return
     claimed = model.claims[-1 - which % len(model.claims)]
@@ -257,14 +257,14 @@ async def _extend(store: FullStore, model: Model, which: int, seconds: int) -> N
         row.due_at, row.updated_at = until, model.now
 
 
-async def _block(store: FullStore, model: Model, which: int, seconds: int) -> None:
+async def _block(store: DurableStore, model: Model, which: int, seconds: int) -> None:
     endpoint, until = ENDPOINTS[which], model.now + seconds * SECOND
     await store.block_endpoint(endpoint, until=until, now=model.now)
     if endpoint in model.blocked:
         model.blocked[endpoint] = (until, model.now)
 
 
-async def _cancel(store: FullStore, model: Model, name: int) -> None:
+async def _cancel(store: DurableStore, model: Model, name: int) -> None:
     message = model.messages.get(f"m{name}")
     called_off = 0
     if message is not None and message.deliver_at is not None:
@@ -277,7 +277,7 @@ async def _cancel(store: FullStore, model: Model, name: int) -> None:
     assert await store.cancel_scheduled(f"m{name}", now=model.now) == called_off
 
 
-async def _work_off(store: FullStore, model: Model) -> None:
+async def _work_off(store: DurableStore, model: Model) -> None:
     now = model.now
     await work_off(store, now=now)
     for subscriber in model.subscribers.values():
@@ -300,7 +300,7 @@ async def _work_off(store: FullStore, model: Model) -> None:
                     model.advance(each.subscriber)
 
 
-async def _replay(store: FullStore, model: Model, state: str) -> None:
+async def _replay(store: DurableStore, model: Model, state: str) -> None:
     await _work_off(store, model)
     now = model.now
     replay = await store.replay(Selection(state=state), now=now)  # type: ignore[arg-type]
@@ -330,7 +330,7 @@ def _acceptance(each: Delivery) -> tuple[int, int, str]:
     return each.message.accepted_at, each.message.number, each.subscriber.id
 
 
-async def _prune(store: FullStore, model: Model, bodies_back: int, messages_back: int) -> None:
+async def _prune(store: DurableStore, model: Model, bodies_back: int, messages_back: int) -> None:
     bodies_before = model.now - bodies_back * SECOND
     messages_before = model.now - messages_back * SECOND
     pruned = await store.prune_messages(now=model.now, bodies_before=bodies_before, messages_before=messages_before)
@@ -349,11 +349,11 @@ async def _prune(store: FullStore, model: Model, bodies_back: int, messages_back
     assert pruned == (len(bodies), len(over))
 
 
-async def _wait(store: FullStore, model: Model, seconds: int) -> None:
+async def _wait(store: DurableStore, model: Model, seconds: int) -> None:
     model.now += seconds * SECOND
 
 
-async def _clock(store: FullStore, model: Model, seconds: int) -> None:
+async def _clock(store: DurableStore, model: Model, seconds: int) -> None:
     """It jumps, and the store is told what it says now."""
     model.now += seconds * SECOND
     now, moved = model.now, 0
@@ -374,7 +374,7 @@ async def _clock(store: FullStore, model: Model, seconds: int) -> None:
     assert await store.notice_clock(now=now) == moved
 
 
-async def _agrees(store: FullStore, model: Model) -> None:
+async def _agrees(store: DurableStore, model: Model) -> None:
     rows = {(row.message_id, row.subscription_id): row for row in await listed(store, limit=3)}
     assert rows.keys() == {(each.message.name, each.subscriber.id) for each in model.deliveries}
     for each in model.deliveries:
@@ -439,7 +439,7 @@ async def test_a_store_agrees_with_the_model(
     # Ids decide who comes first of what is due at one moment: an example must have the same ones each time.
     monkeypatch.setattr(secrets, "token_urlsafe", lambda _: f"{next(numbers):03}")
     async with next(databases)() as opened:
-        store: FullStore = opened  # type: ignore[assignment]
+        store: DurableStore = opened
         model = Model()
         await store.notice_clock(now=model.now)
         for which, in_order in enumerate(ordered):

@@ -13,6 +13,7 @@ from httppubsubclient.protocol.errors import InvalidRequest, Unavailable
 from httppubsubserver.stores.durable import (
     CHUNK_BYTES,
     Attempt,
+    DurableStore,
     Publication,
     Selection,
     StoredMessage,
@@ -23,7 +24,6 @@ from tests.stores.durable_stores import (
     LEASE,
     OTHER,
     YEAR,
-    FullStore,
     accept_all,
     again,
     claim,
@@ -41,7 +41,7 @@ from tests.stores.durable_stores import (
 
 
 class TestLooking:
-    async def test_pages_follow_each_other_and_leave_nothing_out(self, store: FullStore) -> None:
+    async def test_pages_follow_each_other_and_leave_nothing_out(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n}.example/") for n in range(3)]
         for n in range(7):
             await store.accept(publication(f"m{n}", subscribers), now=NOW + n // 2)
@@ -78,7 +78,7 @@ class TestLooking:
             for limit in (1, 2, 5, 100):
                 assert await listed(store, selection, limit=limit) == expected, (selection, limit)
 
-    async def test_a_rare_one_among_many_is_found_over_short_pages(self, store: FullStore) -> None:
+    async def test_a_rare_one_among_many_is_found_over_short_pages(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         await asyncio.gather(*(store.accept(publication(f"m{n}", [subscriber]), now=NOW) for n in range(4500)))
         [first] = await claim(store, at_most=1)
@@ -88,7 +88,7 @@ class TestLooking:
         assert [row.message_id for row in await listed(store, Selection(state="delivered"))] == ids([first])
 
     @pytest.mark.parametrize("cursor", ["", "!", "e30", "WzFd", "WyJ4Il0", "W1tdXQ", "WzFlOTk5XQ", "W10", "[" * 9999])
-    async def test_a_strange_cursor_is_refused_or_is_a_place(self, store: FullStore, cursor: str) -> None:
+    async def test_a_strange_cursor_is_refused_or_is_a_place(self, store: DurableStore, cursor: str) -> None:
         await accept_all(store, ["m"], [subscriber := await durable(store)])
         for selection in (Selection(), Selection(subscriber), Selection(state="dead"), Selection(message_id="m")):
             try:
@@ -97,7 +97,7 @@ class TestLooking:
                 continue
             assert len(page.deliveries) <= 1
 
-    async def test_a_delivery_as_an_operator_sees_it(self, store: FullStore) -> None:
+    async def test_a_delivery_as_an_operator_sees_it(self, store: DurableStore) -> None:
         subscriber = await durable(store, A)
         await store.accept(publication("m0", [subscriber]), now=NOW)
         await store.accept(publication("m", [subscriber]), now=NOW + 1)
@@ -107,7 +107,7 @@ class TestLooking:
             NOW + 1, None,
         )  # fmt: skip
 
-    async def test_a_message_with_its_deliveries_and_their_attempts(self, store: FullStore) -> None:
+    async def test_a_message_with_its_deliveries_and_their_attempts(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n}.example/") for n in range(3)]
         await store.accept(publication("m", subscribers), now=NOW)
         for each in await claim(store):
@@ -125,7 +125,7 @@ class TestLooking:
         assert second.attempts[0].attempt == Attempt(NOW, NOW + 1, 503, None, b"busy")
         assert await store.message("unknown", cursor=None, limit=2) is None
 
-    async def test_counts(self, store: FullStore) -> None:
+    async def test_counts(self, store: DurableStore) -> None:
         await accept_all(store, ["m1", "m2", "m3"], [await durable(store, ordered=True), await durable(store, OTHER)])
         before = await store.counts(now=NOW)
         assert (before.pending, before.dead, before.endpoints_blocked) == (6, 0, 0)
@@ -136,7 +136,7 @@ class TestLooking:
 
 
 class TestReplaying:
-    async def test_the_dead_are_sent_again_from_the_beginning_of_their_schedule(self, store: FullStore) -> None:
+    async def test_the_dead_are_sent_again_from_the_beginning_of_their_schedule(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         await accept_all(store, ["m1", "m2"], [subscriber])
         first, second = await claim(store)
@@ -154,7 +154,7 @@ class TestReplaying:
         assert (ids([claimed]), claimed.attempt) == (["m1"], 1)
         assert await store.replay_progress(999) is None
 
-    async def test_singly_by_subscription_by_time_and_by_state(self, store: FullStore) -> None:
+    async def test_singly_by_subscription_by_time_and_by_state(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         for n in range(4):
             await store.accept(publication(f"m{n}", [one, two]), now=NOW + n)
@@ -176,7 +176,7 @@ class TestReplaying:
             claimed = await claim(store, now=NOW + n)
             assert {(each.message.notification.message_id, each.held.subscription_id) for each in claimed} == expected
 
-    async def test_what_cannot_be_sent_again_is_counted(self, store: FullStore) -> None:
+    async def test_what_cannot_be_sent_again_is_counted(self, store: DurableStore) -> None:
         there, away = await durable(store), await durable(store, OTHER)
         await store.accept(publication("expired", [there], expires_at=NOW + 5), now=NOW)
         await store.accept(publication("bodiless", [there]), now=NOW)
@@ -192,11 +192,11 @@ class TestReplaying:
         assert ids(await claim(store, now=NOW + 6)) == ["fine"]
 
     @pytest.mark.parametrize("state", ["pending", "waiting"])
-    async def test_what_is_on_its_way_cannot_be(self, store: FullStore, state: str) -> None:
+    async def test_what_is_on_its_way_cannot_be(self, store: DurableStore, state: str) -> None:
         with pytest.raises(InvalidRequest, match="on their way"):
             await store.replay(Selection(state=state), now=NOW)  # type: ignore[arg-type]
 
-    async def test_many_in_slices_and_what_dies_meanwhile_only_once(self, store: FullStore) -> None:
+    async def test_many_in_slices_and_what_dies_meanwhile_only_once(self, store: DurableStore) -> None:
         subscriber, other = await durable(store), await durable(store, OTHER)
         calls = [store.accept(publication(f"m{n}", [subscriber]), now=NOW) for n in range(1200)]
         await asyncio.gather(*calls)
@@ -217,7 +217,7 @@ class TestReplaying:
 
 
 class TestRetention:
-    async def test_bodies_go_before_messages_and_what_is_owed_stays(self, store: FullStore) -> None:
+    async def test_bodies_go_before_messages_and_what_is_owed_stays(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         for n in range(5):
             await store.accept(publication(f"m{n}", [subscriber]), now=NOW + n)
@@ -237,7 +237,7 @@ class TestRetention:
         await store.prune_messages(now=NOW + 9, bodies_before=NOW + YEAR, messages_before=NOW + YEAR)
         assert [row.message_id for row in await listed(store)] == ["m4"], "the last one stays"
 
-    async def test_large_bodies_go_with_all_their_pieces(self, store: FullStore) -> None:
+    async def test_large_bodies_go_with_all_their_pieces(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         pieces = [b"x" * CHUNK_BYTES] * 3
         for position, piece in enumerate(pieces):
@@ -250,7 +250,7 @@ class TestRetention:
         assert await store.read_chunk("m", 0) is None
         assert (await store.counts(now=NOW)).bytes_used < used - 2 * CHUNK_BYTES
 
-    async def test_by_size_the_oldest_go_first(self, store: FullStore) -> None:
+    async def test_by_size_the_oldest_go_first(self, store: DurableStore) -> None:
         subscriber = await durable(store)
         for n in range(50):
             await store.accept(publication(f"m{n}", [subscriber], bytes(100_000)), now=NOW + n)
@@ -265,7 +265,7 @@ class TestRetention:
         await store.prune_messages(now=NOW + 99, bodies_before=NOW, messages_before=NOW, max_bytes=0)
         assert len(await listed(store)) == 10, "what is owed stays"
 
-    async def test_many_in_slices(self, store: FullStore) -> None:
+    async def test_many_in_slices(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n % 7}.example/#{n}") for n in range(1100)]
         await store.accept(publication("wide", subscribers), now=NOW)
         await asyncio.gather(*(store.accept(publication(f"m{n}", subscribers[:1]), now=NOW) for n in range(500)))
@@ -275,7 +275,7 @@ class TestRetention:
         assert pruned == (501, 500)
         assert len(await listed(store)) == 1
 
-    async def test_endpoints_go_when_nothing_is_left_of_them(self, store: FullStore) -> None:
+    async def test_endpoints_go_when_nothing_is_left_of_them(self, store: DurableStore) -> None:
         leaving, staying = await durable(store), await durable(store, OTHER)
         await accept_all(store, ["m1"], [leaving])
         await settle(store, delivered((await claim(store))[0]))
@@ -299,7 +299,7 @@ class TestRetention:
 class TestClock:
     HOUR = 3600 * SECOND
 
-    async def test_what_was_decided_in_a_future_that_was_none_comes_back(self, store: FullStore) -> None:
+    async def test_what_was_decided_in_a_future_that_was_none_comes_back(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{n}.example/") for n in range(3)]
         ahead = NOW + self.HOUR
         assert await store.notice_clock(now=ahead) == 0
@@ -328,7 +328,7 @@ class TestClock:
         assert await claim(store, now=NOW + 299 * SECOND) == ()
         assert len(await claim(store, now=NOW + 300 * SECOND)) == 1
 
-    async def test_an_ordered_one_goes_on(self, store: FullStore) -> None:
+    async def test_an_ordered_one_goes_on(self, store: DurableStore) -> None:
         subscriber = await durable(store, ordered=True)
         await store.notice_clock(now=NOW + self.HOUR)
         await accept_all(store, ["m1", "m2"], [subscriber], now=NOW + self.HOUR)
@@ -338,7 +338,7 @@ class TestClock:
             assert ids([claimed]) == [expected]
             await settle(store, delivered(claimed))
 
-    async def test_a_clock_that_goes_on_or_differs_a_little_changes_nothing(self, store: FullStore) -> None:
+    async def test_a_clock_that_goes_on_or_differs_a_little_changes_nothing(self, store: DurableStore) -> None:
         await store.notice_clock(now=NOW)
         await accept_all(store, ["m"], [await durable(store)], now=NOW + 4 * SECOND)
         for now in (NOW + 20 * SECOND, NOW + 16 * SECOND, NOW + YEAR, NOW + YEAR - 4 * SECOND):
@@ -346,14 +346,14 @@ class TestClock:
         [claimed] = await claim(store, now=NOW + YEAR) or [None]
         assert claimed is None, "its subscription has expired"
 
-    async def test_a_clock_that_was_set_forward_ends_waits_and_leases_early(self, store: FullStore) -> None:
+    async def test_a_clock_that_was_set_forward_ends_waits_and_leases_early(self, store: DurableStore) -> None:
         await accept_all(store, ["m1", "m2"], [await durable(store)])
         first, second = await claim(store)
         await settle(store, again(first))
         assert {*ids(await claim(store, now=NOW + self.HOUR))} == {"m1", "m2"}
         assert await settle(store, delivered(second), now=NOW + self.HOUR) == [False]
 
-    async def test_many_endpoints_and_deliveries_in_slices(self, store: FullStore) -> None:
+    async def test_many_endpoints_and_deliveries_in_slices(self, store: DurableStore) -> None:
         subscribers = [await durable(store, f"http://{min(n, 150)}.example/#{n}") for n in range(1300)]
         await store.notice_clock(now=NOW + self.HOUR)
         await store.accept(publication("m", subscribers), now=NOW + self.HOUR)
@@ -365,14 +365,14 @@ class TestClock:
 class TestLasting:
     async def test_all_of_it_outlives_the_process(self, lasting: OpenStore) -> None:
         async with lasting() as opened:
-            store: FullStore = opened  # type: ignore[assignment]
+            store: DurableStore = opened
             subscriber = await durable(store, ordered=True)
             await accept_all(store, ["m1", "m2"], [subscriber])
             await settle(store, dead((await claim(store))[0]))
             [second] = await claim(store)
             replay = await store.replay(Selection(), now=NOW)
         async with lasting() as opened:
-            store = opened  # type: ignore[assignment]
+            store = opened
             await work_off(store)
             progress = await store.replay_progress(replay.number)
             assert progress is not None
@@ -382,7 +382,7 @@ class TestLasting:
 
     async def test_a_closed_store_is_unavailable(self, lasting: OpenStore) -> None:
         async with lasting() as opened:
-            store: FullStore = opened  # type: ignore[assignment]
+            store: DurableStore = opened
             subscriber = await durable(store)
         for call in (
             store.accept(publication("m", [subscriber]), now=NOW),

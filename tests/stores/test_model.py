@@ -15,7 +15,18 @@ from tests.stores.conftest import NOW, SECOND, A, B, OpenStore, everything, list
 
 URLS = st.sampled_from([A, B])
 PATTERNS = st.sampled_from([Pattern.exact(b"t"), Pattern.exact(b"\xff"), Pattern.glob("t"), Pattern.mqtt("t/#")])
-REQUESTS = st.builds(SubscribeRequest, URLS, PATTERNS, st.integers(1, 5))
+REQUESTS = st.one_of(
+    st.builds(SubscribeRequest, URLS, PATTERNS, st.integers(1, 5)),
+    st.builds(
+        SubscribeRequest,
+        URLS,
+        PATTERNS,
+        st.integers(1, 5),
+        st.just("durable"),
+        st.booleans(),
+        st.sampled_from([None, (0.0, 5.0)]),
+    ),
+)
 
 
 @dataclass
@@ -117,6 +128,9 @@ def _expect(model: Model, request: SubscribeRequest, subscription: Subscription,
         lease_seconds=request.lease_seconds,
         created_at=now if known is None else known.created_at,
         expires_at=now + request.lease_seconds * SECOND,
+        delivery=request.delivery,
+        ordered=request.ordered,
+        retry_schedule_seconds=request.retry_schedule_seconds,
     )
     assert subscription == expected
     model.known[request.url, request.pattern] = subscription

@@ -4,8 +4,10 @@
         await broadcaster.notify(b"foo/bar", b"data")
 
 A notify asks the directory which subscriptions match and hands the message to the dispatcher, which delivers to all
-of them at once; the counts are the answer. On this path nothing is written to the database. The routes that make an
-HTTP API of it are in http_api.py; `router` mounts them into any FastAPI application.
+of them at once; the counts are the answer. On this path nothing is written to the database. Only when durable
+subscriptions match, the message and what is owed of it are, before anything is answered (acceptance.py), and the
+executor sees to their deliveries. The routes that make an HTTP API of it are in http_api.py; `router` mounts them into
+any FastAPI application.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
-from functools import cached_property, partial
+from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -33,13 +35,16 @@ from httppubsubclient.protocol.messages import (
     content_type_or_default,
     parse_traceparent,
 )
+from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
 from httppubsubclient.protocol.topics import check_topic
+from httppubsubserver.acceptance import NOTHING_DURABLE, DurableNotify, accept
 from httppubsubserver.auth import Authenticator
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.delivery.dispatcher import Dispatcher
+from httppubsubserver.delivery.executor import Executor
 from httppubsubserver.delivery.outbound import Outbound, open_outbound
 from httppubsubserver.directory import Directory, Target
-from httppubsubserver.idempotency import Once, fingerprint_of
+from httppubsubserver.idempotency import Once
 from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, open_store
 from httppubsubserver.stores.durable import DurableStore
@@ -53,7 +58,7 @@ _LOG = logging.getLogger("httppubsub.server")
 
 _PRUNE_SECONDS = 30.0
 _SMALLEST_SPOOL_BYTES = 64 * 1024
-_MESSAGE_ID_BYTES = 18  # a multiple of three: base64 without padding
+_ID_BYTES = 18  # a multiple of three: base64 without padding
 
 T = TypeVar("T")
 
@@ -91,6 +96,7 @@ class Broadcaster:
         self.authenticator: Authenticator
         self._directory: Directory
         self._dispatcher: Dispatcher
+        self._executor: Executor
         self._once: Once
 
     @cached_property
@@ -134,7 +140,16 @@ class Broadcaster:
         subscription, created = await self.store.subscribe(request, now=self.now())
         if created:
             _LOG.info("subscribed %s to %s", subscription.id, subscription.pattern)
+        elif resume and subscription.delivery == "durable":
+            endpoint_url = subscription.url.partition("#")[0]
+            self._spawn(self._resume(subscription.id, endpoint_url))
         return subscription, created
+
+    async def _resume(self, subscription_id: str, endpoint_url: str) -> None:
+        try:
+            await self._executor.resume(subscription_id, endpoint_url)
+        except PubSubError as error:
+            _LOG.warning("what %s is owed could not be brought forward: %s", subscription_id, error.detail)
 
     async def unsubscribe(self, subscription_id: str) -> None:
         """Remove a subscription. Raises `NotFound`."""
@@ -176,13 +191,16 @@ class Broadcaster:
         traceparent: str | None = None,
         wait_seconds: float | None = None,
         idempotency_key: str | None = None,
+        moments: MessageMoments = NO_MOMENTS,
     ) -> NotifyResult:
         """Deliver `data` to every subscription that `topic` matches and count the outcomes.
 
-        Waits until every delivery is settled, at most `wait_seconds` (0: not at all); what is undecided then goes
-        on and is counted as pending. A `Body` belongs to this call, whatever comes of it. With an
-        `idempotency_key` the message is sent once, and everybody who comes with the same key and the same message
-        gets the same result. Raises `InvalidTopic`, `InvalidRequest`, `Conflict`, `Unavailable`.
+        For those that are durable it has reached the disk when this returns. Waits until every delivery is settled,
+        or of a durable one the first attempt, at most `wait_seconds` (0: not at all); what is undecided then goes on
+        and is counted as pending. A message that is scheduled (`moments`) is for durable subscriptions only. A `Body`
+        belongs to this call, whatever comes of it. With an `idempotency_key` the message is sent once, and everybody
+        who comes with the same key and the same message gets the same result. Raises `InvalidTopic`,
+        `InvalidRequest`, `Conflict`, `Unavailable`: then nobody is owed anything, best effort may have begun.
         """
         if not isinstance(data, Body):
             if not isinstance(data, bytes | bytearray | memoryview):
@@ -192,7 +210,7 @@ class Broadcaster:
         try:
             self.check_accepting()
             notification = Notification(
-                message_id=_new_message_id(),
+                message_id=_new_id("msg_"),
                 topic=check_topic(topic),
                 content_type=content_type_or_default(content_type),
                 sha256=body.sha256,
@@ -203,16 +221,20 @@ class Broadcaster:
             body.close()
             raise
         if idempotency_key is None:
-            return await self._notify(notification, body, wait_seconds)
+            return await self._notify(notification, body, wait_seconds, moments)
+
+        def work(message_id: str) -> Coroutine[Any, Any, NotifyResult]:
+            return self._notify(notification._replace(message_id=message_id), body, wait_seconds, moments)
+
         # In a task of its own: a publisher that goes away must not leave its key claimed and unanswered.
-        work = partial(self._notify, notification, body, wait_seconds)
         running_seconds = self.config.notify_timeout_seconds + body.size / self.config.min_bytes_per_second
-        fingerprint = fingerprint_of(notification)
         return await asyncio.shield(
-            self._spawn(self._once.run(idempotency_key, fingerprint, body, work, running_seconds=running_seconds))
+            self._spawn(self._once.run(idempotency_key, notification, body, work, running_seconds=running_seconds))
         )
 
-    async def _notify(self, notification: Notification, body: Body, wait_seconds: float | None) -> NotifyResult:
+    async def _notify(
+        self, notification: Notification, body: Body, wait_seconds: float | None, moments: MessageMoments
+    ) -> NotifyResult:
         self._matching += 1
         try:
             targets = await self._directory.match(notification.topic, now=self.now())
@@ -223,20 +245,40 @@ class Broadcaster:
             self._matching -= 1
             if self._matching == 0:
                 self._matched.set()
-        fanout = self._dispatcher.start(notification, body, targets)
+        durable: list[Target] = []
+        if self._directory.any_durable:
+            durable = [target for target in targets if target.durable]
+            targets = [target for target in targets if not target.durable] if durable else targets
+        if moments.deliver_at is not None:
+            targets = []
+        accepting = self._spawn(self._accept(notification, body.share(), durable, moments)) if durable else None
+        fanout = self._dispatcher.start(notification, body, targets, expires_in=self._expires_in(moments))
+        # Shielded: what was leased with it has to be begun, even if nobody wants to know any more.
+        accepted = NOTHING_DURABLE if accepting is None else await asyncio.shield(accepting)
         if wait_seconds is None:
             await fanout.finished()
+            await accepted.finished()
         else:
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_seconds):
                     await fanout.finished()
+                    await accepted.finished()
         return NotifyResult(
             message_id=notification.message_id,
-            matched=fanout.matched,
-            notified=fanout.notified,
-            pending=fanout.pending,
-            failed=fanout.failed,
+            matched=fanout.matched + accepted.matched,
+            notified=fanout.notified + accepted.notified,
+            pending=fanout.pending + accepted.pending,
+            failed=fanout.failed + accepted.failed,
         )
+
+    async def _accept(
+        self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
+    ) -> DurableNotify:
+        with body:
+            return await accept(self.store, self._executor, notification, body, targets, moments, now=self.now)
+
+    def _expires_in(self, moments: MessageMoments) -> float | None:
+        return None if moments.expires_at is None else (moments.expires_at - self.now()) / 1_000_000
 
     @contextmanager
     def body_writer(self, length: int | None = None) -> Iterator[BodyWriter]:
@@ -245,7 +287,8 @@ class Broadcaster:
         What it may hold in memory counts as held while the context lasts; `length` is the size, if it is known.
         """
         config = self.config
-        free = config.bodies_in_memory_bytes - self._dispatcher.bytes_in_memory - self._reserved_bytes
+        held = self._dispatcher.bytes_in_memory + self._executor.bytes_in_memory + self._reserved_bytes
+        free = config.bodies_in_memory_bytes - held
         allowed = min(config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES))
         reserved = allowed if length is None else min(length, allowed)
         self._reserved_bytes += reserved
@@ -283,6 +326,7 @@ class Broadcaster:
             _LOG.info("draining: %d notifies under way", self._dispatcher.running)
             self._draining = True
             self._dispatcher.start_draining()
+            self._executor.start_draining()
 
     async def drained(self) -> None:
         """Wait until nothing is under way any more."""
@@ -293,6 +337,7 @@ class Broadcaster:
             await self._dispatcher.drained()
             if self._background:
                 await asyncio.wait(set(self._background))
+        await self._executor.drained()
 
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
@@ -316,6 +361,16 @@ class Broadcaster:
                 clock=self._clock,
                 random=self._uniform,
             )
+            self._executor = Executor(
+                self.config,
+                self._secrets.to_subscribers,
+                outbound,
+                store,
+                holder=_new_id("run_"),
+                clock=self._clock,
+                random=self._uniform,
+            )
+            stack.push_async_callback(self._executor.close)
             self._once = Once(
                 store,
                 clock=self._clock,
@@ -330,6 +385,7 @@ class Broadcaster:
                 clock=self._clock,
             )
             await self._directory.refresh()
+            self._executor.open()
             pruning = asyncio.create_task(self._prune_now_and_then())
             stack.push_async_callback(_cancelled, pruning)
             self._stack = stack.pop_all()
@@ -345,6 +401,7 @@ class Broadcaster:
         except TimeoutError:
             _LOG.warning("stopping with %d notifies unfinished", self._dispatcher.running)
             await self._dispatcher.abort()
+            await self._executor.close()
             for task in self._background:
                 task.cancel()
             await self.drained()
@@ -376,8 +433,8 @@ class Broadcaster:
         return task
 
 
-def _new_message_id() -> str:
-    return "msg_" + urlsafe_b64encode(random_bytes(_MESSAGE_ID_BYTES)).decode("ascii")
+def _new_id(prefix: str) -> str:
+    return prefix + urlsafe_b64encode(random_bytes(_ID_BYTES)).decode("ascii")
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -92,6 +92,19 @@ class ServerConfig(BaseModel):
     notify_timeout_seconds: float = Field(
         default=30.0, gt=0, description="When a notify gives up on what is not confirmed yet, quick retries included."
     )
+    max_durable_in_flight: int = Field(
+        default=512, ge=1, description="Attempts of durable deliveries under way at once, in total."
+    )
+    max_durable_in_flight_per_callback: int = Field(
+        default=32, ge=1, description="Attempts of durable deliveries under way at once to one callback URL."
+    )
+    delivery_lease_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="How long a durable delivery belongs to the process that attempts it; after a crash it is "
+        "attempted again then. Longer than `attempt_timeout_seconds` by at least 10 s; large bodies extend it.",
+    )
     max_answer_bytes: int = Field(default=65_536, ge=0, description="How much of a subscriber's answer is read.")
     callback_ca_file: Path | None = Field(
         default=None, description="PEM certificates to trust for https callbacks instead of the built-in ones."
@@ -113,6 +126,17 @@ class ServerConfig(BaseModel):
         ge=0,
         description="How long a stop waits for running attempts; they have their own deadlines, too.",
     )
+
+    @model_validator(mode="after")
+    def _delivery_leases_outlast_attempts(self) -> Self:
+        shortest = self.attempt_timeout_seconds + 10
+        if self.delivery_lease_seconds < shortest:
+            raise ValueError(
+                f"delivery_lease_seconds ({self.delivery_lease_seconds:g}) should be at least {shortest:g}: a delivery "
+                f"whose lease ends while it is attempted (attempt_timeout_seconds, {self.attempt_timeout_seconds:g}) "
+                "would be made twice"
+            )
+        return self
 
     @model_validator(mode="after")
     def _leases_fit(self) -> Self:

@@ -82,6 +82,11 @@ class Directory:
     def __len__(self) -> int:
         return len(self._known.targets)
 
+    @property
+    def any_durable(self) -> bool:
+        """Whether any of them is durable, as of the last match."""
+        return self._known.durable > 0
+
     async def match(self, topic: bytes, *, now: int) -> list[Target]:
         """The unexpired subscriptions that match. `now` in microseconds."""
         await self.refresh()
@@ -136,6 +141,7 @@ class _Known:
         self.cursor: str | None = None
         self.index: TopicIndex[Target] = TopicIndex()
         self.targets: dict[str, Target] = {}
+        self.durable = 0
         self._callback_of = lru_cache(maxsize=None)(split_callback_url)
 
     def loaded(self) -> None:
@@ -147,6 +153,7 @@ class _Known:
         for subscription_id in changes.removed:
             target = targets.pop(subscription_id, None)
             if target is not None:
+                self.durable -= target.durable
                 index.remove(target.pattern, target)
         for subscription_id, url, kind, value, expires_at, durable in changes.changed:
             of_its_kind = DurableTarget if durable else Target
@@ -159,11 +166,13 @@ class _Known:
                     continue
                 target = of_its_kind(subscription_id, callback, _KINDS[kind], value, expires_at)
                 targets[subscription_id] = target
+                self.durable += durable
                 index.add(Pattern(kind, value), target)
             elif known.expires_at != expires_at or known.durable != durable:
                 # (url, pattern) names a subscription, so a change of one that is known never touches either.
                 target = of_its_kind(subscription_id, known.callback, known.kind, known.value, expires_at)
                 targets[subscription_id] = target
+                self.durable += durable - known.durable
                 index.add(known.pattern, target)
                 index.remove(known.pattern, known)
         self.version = changes.version

@@ -6,12 +6,14 @@ Its OpenAPI entry stands in http_api.py.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
 from httppubsubclient.protocol.errors import InvalidTopic, PubSubError
 from httppubsubclient.protocol.messages import NotifyResult
+from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments, message_moments
 from httppubsubclient.protocol.topics import decode_topic
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.http_requests import Disconnected, Incoming, Prefer, parse_prefer, problem_response
@@ -68,12 +70,18 @@ class NotifyEndpoint:
             traceparent=headers.get("traceparent"),
             wait_seconds=prefer.wait_seconds,
             idempotency_key=headers.get("idempotency-key"),
+            moments=self._moments(headers),
         )
         length = incoming.declared_length()
         if length is not None and length <= self._small_bytes:
             return await notify(await incoming.small_body(length)), prefer
         with self._broadcaster.body_writer(length) as writer:
             return await notify(await incoming.body(writer)), prefer
+
+    def _moments(self, headers: Mapping[str, str]) -> MessageMoments:
+        if "pubsub-deliver-at" in headers or "pubsub-expires" in headers:
+            return message_moments(headers, self._broadcaster.now())
+        return NO_MOMENTS
 
 
 async def _answer(send: Send, result: NotifyResult, prefer: Prefer) -> None:

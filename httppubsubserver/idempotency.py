@@ -19,7 +19,7 @@ from httppubsubclient.protocol.errors import Conflict, PubSubError, Unavailable
 from httppubsubclient.protocol.messages import Notification, NotifyResult, check_idempotency_key
 from httppubsubserver.stores import Remembered, Store
 
-__all__ = ["Once", "fingerprint_of"]
+__all__ = ["Once"]
 
 _FIRST_POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
@@ -29,7 +29,7 @@ _FINISH_AGAIN_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5)
 _LOG = logging.getLogger("httppubsub.server")
 
 
-def fingerprint_of(notification: Notification) -> bytes:
+def _fingerprint_of(notification: Notification) -> bytes:
     """What must be the same for two requests with one key to be the same request: topic, type and body."""
     parts = (notification.topic, notification.content_type.encode("ascii"), notification.sha256)
     return hashlib.sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
@@ -56,23 +56,25 @@ class Once:
     async def run(
         self,
         key: str,
-        fingerprint: bytes,
+        notification: Notification,
         body: Body,
-        work: Callable[[], Awaitable[NotifyResult]],
+        work: Callable[[str], Awaitable[NotifyResult]],
         *,
         running_seconds: float,
     ) -> NotifyResult:
         """The result of `work`, or of the earlier request with this key. `work` takes over `body`; so does this.
 
-        `running_seconds` is the longest that `work` may take. Raises `Conflict`, `Unavailable`.
+        `work` is told which message id to use: when a request died half-way, the one that it had, so that nobody
+        takes what is sent now for another message. `running_seconds` is the longest that it may take. Raises
+        `Conflict`, `Unavailable`.
         """
         try:
-            known = await self._claim(check_idempotency_key(key), fingerprint, running_seconds)
+            known = await self._claim(check_idempotency_key(key), notification, running_seconds)
         except BaseException:
             body.close()
             raise
         if known.state == "new":
-            return await self._run_claimed(key, work)
+            return await self._run_claimed(key, known.message_id, work)
         body.close()
         if known.state == "conflict":
             raise Conflict("this Idempotency-Key was used with another topic, content type or body")
@@ -80,8 +82,9 @@ class Once:
             raise Unavailable("a request with this Idempotency-Key is still running", retry_after_seconds=1)
         return NotifyResult.from_json(json.loads(known.answer or "{}"))
 
-    async def _claim(self, key: str, fingerprint: bytes, running_seconds: float) -> Remembered:
+    async def _claim(self, key: str, notification: Notification, running_seconds: float) -> Remembered:
         """Claim the key; while another request holds it, look again until that one must be done."""
+        fingerprint = _fingerprint_of(notification)
         give_up_at = self._clock() + running_seconds
         pause = _FIRST_POLL_SECONDS
         while True:
@@ -89,6 +92,7 @@ class Once:
             known = await self._store.begin_once(
                 key,
                 fingerprint=fingerprint,
+                message_id=notification.message_id,
                 lease_until=_microseconds(now + running_seconds + _LEASE_MARGIN_SECONDS),
                 until=_microseconds(now + self._keep_seconds),
                 now=_microseconds(now),
@@ -99,9 +103,11 @@ class Once:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_POLL_SECONDS)
 
-    async def _run_claimed(self, key: str, work: Callable[[], Awaitable[NotifyResult]]) -> NotifyResult:
+    async def _run_claimed(
+        self, key: str, message_id: str, work: Callable[[str], Awaitable[NotifyResult]]
+    ) -> NotifyResult:
         try:
-            result = await work()
+            result = await work(message_id)
         except BaseException:
             await self._store.abandon_once(key)
             raise

@@ -22,6 +22,7 @@ from httppubsubclient.protocol.messages import parse_time
 __all__ = [
     "MAX_DELIVER_AT_SECONDS",
     "MAX_EXPIRES_SECONDS",
+    "NO_MOMENTS",
     "MessageMoments",
     "MomentHeader",
     "message_moments",
@@ -46,6 +47,10 @@ class MessageMoments(NamedTuple):
 
     deliver_at: int | None
     expires_at: int | None
+
+
+NO_MOMENTS: Final = MessageMoments(None, None)
+"""Now, and for as long as it takes."""
 
 
 def message_moments(headers: Mapping[str, str], now: int) -> MessageMoments:

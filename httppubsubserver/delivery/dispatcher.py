@@ -80,9 +80,15 @@ class Dispatcher:
         """Fan-outs under way."""
         return len(self._fanouts)
 
-    def start(self, notification: Notification, body: Body, targets: list[Target]) -> Fanout:
-        """Begin to deliver to all of `targets`, which is used up. The body belongs to the fan-out from here on."""
-        deadline = self._loop.time() + self._extended(self._config.notify_timeout_seconds, body)
+    def start(
+        self, notification: Notification, body: Body, targets: list[Target], *, expires_in: float | None = None
+    ) -> Fanout:
+        """Begin to deliver to all of `targets`, which is used up. The body belongs to the fan-out from here on.
+
+        `expires_in`: seconds until the message is worth nothing any more.
+        """
+        seconds = self._extended(self._config.notify_timeout_seconds, body)
+        deadline = self._loop.time() + (seconds if expires_in is None else min(seconds, expires_in))
         fanout = Fanout(notification, body, targets, deadline, self._ended, self._loop)
         self._fanouts[fanout] = None
         self.bytes_in_memory += fanout.bytes_in_memory

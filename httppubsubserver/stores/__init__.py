@@ -66,6 +66,8 @@ class Remembered:
     state: Literal["new", "running", "finished", "conflict"]
     """new: it is ours to run; running: somebody runs it; finished: see `answer`; conflict: another request's."""
     answer: str | None = None
+    message_id: str = ""
+    """new: the message that the request is; the same one when an earlier claim is taken over."""
 
 
 class Store(Protocol):
@@ -127,8 +129,11 @@ class Store(Protocol):
         """True exactly once per key before `until`, over all processes and restarts: the replay window."""
         ...
 
-    async def begin_once(self, key: str, *, fingerprint: bytes, lease_until: int, until: int, now: int) -> Remembered:
-        """Claim an idempotency key. A claim that is not finished by `lease_until` may be taken over."""
+    async def begin_once(
+        self, key: str, *, fingerprint: bytes, message_id: str, lease_until: int, until: int, now: int
+    ) -> Remembered:
+        """Claim an idempotency key for a message. A claim that is not finished by `lease_until` may be taken over;
+        what it was about, the fingerprint and the message, stays."""
         ...
 
     async def finish_once(self, key: str, *, answer: str) -> None:
@@ -136,7 +141,7 @@ class Store(Protocol):
         ...
 
     async def abandon_once(self, key: str) -> None:
-        """Give up a claim that is not finished: the key is as if it had never been used."""
+        """Give up a claim that is not finished: it may be taken over at once."""
         ...
 
     async def prune(self, *, now: int) -> int:

@@ -220,9 +220,11 @@ class SqliteStore(SqliteDurable):
                 await asyncio.sleep(_NONCES_LOCK_PAUSE_SECONDS)
         raise Unavailable("the store is closed")
 
-    async def begin_once(self, key: str, *, fingerprint: bytes, lease_until: int, until: int, now: int) -> Remembered:
+    async def begin_once(
+        self, key: str, *, fingerprint: bytes, message_id: str, lease_until: int, until: int, now: int
+    ) -> Remembered:
         """See `Store.begin_once`."""
-        return await self._remember(lambda db: _begin_once(db, key, fingerprint, lease_until, until, now))
+        return await self._remember(lambda db: _begin_once(db, key, fingerprint, message_id, lease_until, until, now))
 
     async def finish_once(self, key: str, *, answer: str) -> None:
         """See `Store.finish_once`."""
@@ -253,10 +255,11 @@ class SqliteStore(SqliteDurable):
 
 
 def _begin_once(
-    db: sqlite3.Connection, key: str, fingerprint: bytes, lease_until: int, until: int, now: int
+    db: sqlite3.Connection, key: str, fingerprint: bytes, message_id: str, lease_until: int, until: int, now: int
 ) -> Remembered:
     known = db.execute(
-        "SELECT fingerprint, lease_until, answer FROM idempotency_keys WHERE key = ? AND until > ?", (key, now)
+        "SELECT fingerprint, lease_until, answer, message_id FROM idempotency_keys WHERE key = ? AND until > ?",
+        (key, now),
     ).fetchone()
     if known is not None:
         if known[0] != fingerprint:
@@ -265,11 +268,13 @@ def _begin_once(
             return Remembered("finished", known[2])
         if known[1] > now:
             return Remembered("running")
+        message_id = known[3] or message_id
     db.execute(
-        "INSERT OR REPLACE INTO idempotency_keys (key, fingerprint, lease_until, until) VALUES (?, ?, ?, ?)",
-        (key, fingerprint, lease_until, until),
+        "INSERT OR REPLACE INTO idempotency_keys (key, fingerprint, message_id, lease_until, until) "
+        "VALUES (?, ?, ?, ?, ?)",
+        (key, fingerprint, message_id, lease_until, until),
     )
-    return Remembered("new")
+    return Remembered("new", message_id=message_id)
 
 
 def _finish_once(db: sqlite3.Connection, key: str, answer: str) -> None:
@@ -278,4 +283,4 @@ def _finish_once(db: sqlite3.Connection, key: str, answer: str) -> None:
 
 
 def _abandon_once(db: sqlite3.Connection, key: str) -> None:
-    db.execute("DELETE FROM idempotency_keys WHERE key = ? AND answer IS NULL", (key,))
+    db.execute("UPDATE idempotency_keys SET lease_until = 0 WHERE key = ? AND answer IS NULL", (key,))

@@ -177,9 +177,11 @@ class _Batch:
             ordered = subscriber.ordered and due_at <= now
             waiting = ordered and subscriber.has_head
             subscriber.has_head = subscriber.has_head or ordered
-            holder, free_at = None, due_at
+            first_wait = 0 if subscriber.schedule is None else int(subscriber.schedule[0] * 1_000_000)
+            holder, free_at = None, due_at + first_wait
             if (
                 terms is not None
+                and not first_wait
                 and not waiting
                 and len(leased) < terms.at_most
                 and endpoint.has_nothing_older(now)

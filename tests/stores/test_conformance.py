@@ -107,7 +107,9 @@ class TestExpiry:
         expired = [await put(store, A, topic, lease_seconds=60) for topic in (b"1", b"2")]
         kept = await put(store, A, b"3", lease_seconds=600)
         await store.remember_once("new", until=NOW + 600 * SECOND, now=NOW)
-        await store.begin_once("old", fingerprint=b"", lease_until=NOW, until=NOW + 60 * SECOND, now=NOW)
+        await store.begin_once(
+            "old", fingerprint=b"", message_id="m", lease_until=NOW, until=NOW + 60 * SECOND, now=NOW
+        )
         version = await store.version()
         now = NOW + 60 * SECOND
         assert await store.prune(now=now) == 3
@@ -390,25 +392,38 @@ class TestNonces:
         assert all(answer is True or isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
 
 
+NEW = Remembered("new", message_id="m1")
+
+
 class TestIdempotencyKeys:
     @staticmethod
-    async def begin(store: Store, *, fingerprint: bytes = b"one", now: int = NOW) -> Remembered:
+    async def begin(store: Store, *, fingerprint: bytes = b"one", message_id: str = "m1", now: int = NOW) -> Remembered:
         return await store.begin_once(
-            "key", fingerprint=fingerprint, lease_until=now + 10 * SECOND, until=now + 100 * SECOND, now=now
+            "key",
+            fingerprint=fingerprint,
+            message_id=message_id,
+            lease_until=now + 10 * SECOND,
+            until=now + 100 * SECOND,
+            now=now,
         )
 
     async def test_the_answer_is_kept_for_those_who_come_again(self, store: Store) -> None:
-        assert await self.begin(store) == Remembered("new")
+        assert await self.begin(store) == NEW
         assert await self.begin(store) == Remembered("running")
         await store.finish_once("key", answer='{"a": 1}')
         assert await self.begin(store) == Remembered("finished", '{"a": 1}')
         assert await self.begin(store, now=NOW + 99 * SECOND) == Remembered("finished", '{"a": 1}')
-        assert await self.begin(store, now=NOW + 100 * SECOND) == Remembered("new")
+        assert await self.begin(store, message_id="m2", now=NOW + 100 * SECOND) == Remembered("new", message_id="m2")
 
-    async def test_an_abandoned_claim_was_never_made(self, store: Store) -> None:
+    async def test_an_abandoned_claim_is_taken_over_at_once_and_is_the_same_message(self, store: Store) -> None:
         await self.begin(store)
         await store.abandon_once("key")
-        assert await self.begin(store, fingerprint=b"two") == Remembered("new")
+        assert await self.begin(store, fingerprint=b"two") == Remembered("conflict")
+        assert await self.begin(store, message_id="m2") == NEW
+
+    async def test_what_is_taken_over_is_the_same_message(self, store: Store) -> None:
+        await self.begin(store)
+        assert await self.begin(store, message_id="m2", now=NOW + 10 * SECOND) == NEW
 
     async def test_a_claim_that_ran_out_is_taken_over_by_one(self, store: Store) -> None:
         await self.begin(store)
@@ -434,7 +449,7 @@ class TestIdempotencyKeys:
     async def test_finishing_and_abandoning_an_unknown_key_do_nothing(self, store: Store) -> None:
         await store.finish_once("key", answer="x")
         await store.abandon_once("key")
-        assert await self.begin(store) == Remembered("new")
+        assert await self.begin(store) == NEW
 
 
 class TestLife:
@@ -445,13 +460,15 @@ class TestLife:
             await store.unsubscribe(await put(store, A, b"gone"), now=NOW)
             version, etag = await store.version(), await store.etag(A, now=NOW)
             await store.remember_once("nonce", until=LATER, now=NOW)
-            await store.begin_once("key", fingerprint=b"f", lease_until=LATER, until=LATER, now=NOW)
+            await store.begin_once("key", fingerprint=b"f", message_id="m", lease_until=LATER, until=LATER, now=NOW)
             await store.finish_once("key", answer="answer")
         async with lasting() as store:
             assert await everything(store) == [subscription]
             assert (await store.version(), await store.etag(A, now=NOW)) == (version, etag)
             assert not await store.remember_once("nonce", until=LATER, now=NOW)
-            known = await store.begin_once("key", fingerprint=b"f", lease_until=LATER, until=LATER, now=NOW)
+            known = await store.begin_once(
+                "key", fingerprint=b"f", message_id="m", lease_until=LATER, until=LATER, now=NOW
+            )
             assert known == Remembered("finished", "answer")
 
     @only_lasting

@@ -166,7 +166,9 @@ class TestTheFile:
             for _ in range(2):
                 await put(store, A, b"t")
                 assert await file.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
-                await store.begin_once("k", fingerprint=b"", lease_until=NOW, until=NOW + SECOND, now=NOW)
+                await store.begin_once(
+                    "k", fingerprint=b"", message_id="m", lease_until=NOW, until=NOW + SECOND, now=NOW
+                )
                 assert await file.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (1,)
 
     async def test_closing_leaves_no_thread(self, url: str) -> None:
@@ -314,7 +316,7 @@ class TestFaults:
                 writes = (
                     put(store, A, b"u"),
                     store.unsubscribe(kept, now=NOW),
-                    store.begin_once("k", fingerprint=b"", lease_until=NOW, until=NOW + 1, now=NOW),
+                    store.begin_once("k", fingerprint=b"", message_id="m", lease_until=NOW, until=NOW + 1, now=NOW),
                 )
                 for answer in await asyncio.gather(*writes, return_exceptions=True):
                     assert isinstance(answer, Unavailable)

@@ -1,0 +1,257 @@
+"""The durable attempts of this process: whose turn it is, and the POSTs under way.
+
+What is claimed waits at its endpoint until it has a slot: of the endpoint's, as many as its circuit allows, and of
+everybody's. Endpoints take turns. An attempt begins only while its lease outlasts it, and large bodies are read from
+the store first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Final
+
+from httppubsubclient.protocol.callback_urls import split_callback_url
+from httppubsubclient.protocol.errors import InvalidUrl, PubSubError
+from httppubsubserver.config import ServerConfig
+from httppubsubserver.delivery.answers import Answer, AttemptFailed
+from httppubsubserver.delivery.durable_heads import DurableHeads
+from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
+from httppubsubserver.delivery.outbound import Outbound
+from httppubsubserver.delivery.stored_bodies import StoredBodies
+from httppubsubserver.delivery.work import Work
+from httppubsubserver.directory import Target
+from httppubsubserver.stores.durable import DurableStore
+
+__all__ = ["LEASE_MARGIN_SECONDS", "Attempts"]
+
+_LOG = logging.getLogger("httppubsub.server.durable")
+
+LEASE_MARGIN_SECONDS: Final = 5.0
+"""An attempt begins only when its lease lasts so much longer than it may take."""
+
+_split = lru_cache(maxsize=1024)(split_callback_url)
+
+
+class Attempts:
+    """`decided` is told how an attempt ended (and whether it failed before anything was sent), `returned` of work that
+    is given back. `clock` gives Unix seconds."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        outbound: Outbound,
+        store: DurableStore,
+        endpoints: Endpoints,
+        heads: DurableHeads,
+        *,
+        clock: Callable[[], float],
+        decided: Callable[[Work, Answer | AttemptFailed, bool], None],
+        returned: Callable[[Work], None],
+    ) -> None:
+        self._config = config
+        self._outbound = outbound
+        self._store = store
+        self._endpoints = endpoints
+        self._heads = heads
+        self._clock = clock
+        self._decided = decided
+        self._returned = returned
+        self._loop = asyncio.get_running_loop()
+        self._bodies = StoredBodies(
+            store, directory=None if config.spool_directory is None else str(config.spool_directory)
+        )
+        self._runnable: deque[Endpoint] = deque()
+        self._in_flight: dict[Work, None] = {}
+        self._preparing: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._pumping = False
+        self.held = 0
+        """Reserved, waiting for a slot, and in flight."""
+        self.bytes_in_memory = 0
+
+    @property
+    def running(self) -> int:
+        """Attempts under way."""
+        return len(self._in_flight)
+
+    # -- what comes in --------------------------------------------------------------------------------------------
+
+    def reserve(self, targets: Sequence[Target]) -> dict[str, int]:
+        """Slots for the deliveries of one message, as far as there are any: how many, by the endpoint's URL."""
+        taken: dict[str, int] = {}
+        free = 0 if self._draining else self._config.max_durable_in_flight - self.held
+        for target in targets:
+            if free <= 0:
+                break
+            url = target.callback.request_url
+            endpoint = self._endpoints[url]
+            if self._endpoints.may_reserve(endpoint):
+                endpoint.reserved += 1
+                self.held += 1
+                taken[url] = taken.get(url, 0) + 1
+                free -= 1
+            else:
+                self._endpoints.forget_idle(endpoint)
+        return taken
+
+    def unreserve(self, taken: dict[str, int]) -> None:
+        """The opposite; `pump` follows."""
+        for url, count in taken.items():
+            endpoint = self._endpoints[url]
+            endpoint.reserved -= count
+            self.held -= count
+            self._endpoints.forget_idle(endpoint)
+
+    def take(self, work: Work) -> None:
+        """A delivery whose lease is ours waits for its slot; `pump` follows."""
+        endpoint = self._endpoints[work.endpoint_url]
+        self._endpoints.let_through(endpoint)
+        endpoint.ready.append(work)
+        self.held += 1
+        self.bytes_in_memory += work.bytes_in_memory
+        self._queue(endpoint)
+
+    def pump(self) -> None:
+        """Begin attempts while there are free slots, one of each endpoint in turn."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._runnable and len(self._in_flight) < self._config.max_durable_in_flight:
+                endpoint = self._runnable.popleft()
+                endpoint.queued = False
+                if self._draining:
+                    self.give_back(endpoint)
+                elif endpoint.ready and self._endpoints.may_begin(endpoint):
+                    self._begin(endpoint, endpoint.ready.popleft())
+                    self._queue(endpoint)
+        finally:
+            self._pumping = False
+
+    def give_back(self, endpoint: Endpoint) -> None:
+        """Return what waits for its turn, so that whoever may can have it."""
+        while endpoint.ready:
+            work = endpoint.ready.popleft()
+            self.held -= 1
+            self.bytes_in_memory -= work.bytes_in_memory
+            self._returned(work)
+        self._endpoints.forget_idle(endpoint)
+
+    def start_draining(self) -> None:
+        """Begin nothing more, and return what waits; attempts under way are seen through."""
+        self._draining = True
+        for endpoint in self._endpoints.all():
+            self.give_back(endpoint)
+
+    async def close(self) -> None:
+        """Give up the attempts under way, and return them."""
+        self.start_draining()
+        for task in self._preparing:
+            task.cancel()
+        if self._preparing:
+            await asyncio.wait(set(self._preparing))
+        for work in list(self._in_flight):
+            self._leave(work)
+            self._returned(work)
+        self._bodies.close()
+
+    def _queue(self, endpoint: Endpoint) -> None:
+        if endpoint.ready and not endpoint.queued:
+            endpoint.queued = True
+            self._runnable.append(endpoint)
+
+    # -- one attempt ----------------------------------------------------------------------------------------------
+
+    def _begin(self, endpoint: Endpoint, work: Work) -> None:
+        endpoint.in_flight += 1
+        self._in_flight[work] = None
+        claimed = work.claimed
+        seconds = self._seconds(work)
+        lease_left = claimed.leased_until / 1_000_000 - self._clock()
+        if work.body is None or lease_left < seconds + LEASE_MARGIN_SECONDS:
+            task = self._loop.create_task(self._prepare(work))
+            self._preparing.add(task)
+            task.add_done_callback(self._prepared)
+        else:
+            self._post(work)
+
+    def _seconds(self, work: Work) -> float:
+        """What an attempt may take."""
+        size = work.claimed.message.notification.size
+        return self._config.attempt_timeout_seconds + size / self._config.min_bytes_per_second
+
+    async def _prepare(self, work: Work) -> None:
+        """See that the lease lasts and that the body is there, then begin."""
+        claimed, now = work.claimed, self._clock()
+        # Once for reading the body from the store, once for sending it.
+        until = int((now + 2 * self._seconds(work) + LEASE_MARGIN_SECONDS) * 1_000_000)
+        until = max(until, claimed.leased_until)
+        try:
+            [ours] = await self._store.extend([claimed.held], until=until, now=int(now * 1_000_000))
+            if not ours:
+                _LOG.info("the lease of a delivery to %s ended before it began", claimed.held.subscription_id)
+                self._leave(work)
+                self._returned(work)
+                self._go_on(work)
+                return
+            if work.body is None:
+                work.body = await self._bodies.open(claimed.message.notification)
+            self._post(work)
+        except PubSubError as error:
+            self._end(work, AttemptFailed(error.code, again=True), ours=True)
+
+    def _prepared(self, task: asyncio.Task[None]) -> None:
+        self._preparing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.error("a delivery could not be prepared; its lease will end", exc_info=task.exception())
+
+    def _post(self, work: Work) -> None:
+        claimed, body = work.claimed, work.body
+        assert body is not None
+        now = self._clock()
+        expires_at = claimed.message.expires_at
+        if expires_at is not None and expires_at <= now * 1_000_000:
+            self._leave(work)
+            self._returned(work)  # the store knows what that means
+            self._loop.call_soon(self._go_on, work)
+            return
+        try:
+            callback = _split(claimed.url)
+            head = self._heads.lines(claimed, callback.fragment)
+        except (InvalidUrl, PubSubError) as error:
+            # No key may be used now, or the URL is none: nothing that a receiver would take can be sent.
+            self._loop.call_soon(self._end, work, AttemptFailed(error.code, again=True), True)
+            return
+        work.began_at = int(now * 1_000_000)
+        work.post = self._outbound.post(
+            callback,
+            head,
+            body,
+            deadline=self._loop.time() + self._seconds(work),
+            done=lambda outcome: self._end(work, outcome),
+            head_again=lambda: self._heads.lines(claimed, callback.fragment),
+        )
+
+    def _end(self, work: Work, outcome: Answer | AttemptFailed, ours: bool = False) -> None:
+        if work not in self._in_flight:
+            return  # given up meanwhile
+        self._leave(work)
+        self._decided(work, outcome, ours)
+        self._go_on(work)
+
+    def _leave(self, work: Work) -> None:
+        del self._in_flight[work]
+        self.held -= 1
+        self.bytes_in_memory -= work.bytes_in_memory
+        self._endpoints[work.endpoint_url].in_flight -= 1
+
+    def _go_on(self, work: Work) -> None:
+        """Its slot is free for another one."""
+        endpoint = self._endpoints[work.endpoint_url]
+        self._queue(endpoint)
+        self._endpoints.forget_idle(endpoint)
+        self.pump()

@@ -1,0 +1,153 @@
+"""What this process knows about the endpoints of durable deliveries: their circuits, and what it holds of each.
+
+The store has the last word on a pause: it hands out nothing of a blocked endpoint, to nobody. So whatever it does hand
+out of one that is paused here was let through by somebody else (a subscriber that is back, another broadcaster), and
+is the probe.
+
+| a delivery that this process holds | counts as   |
+|------------------------------------|-------------|
+| is asked for by a notify           | `reserved`  |
+| was claimed and waits for its turn | `ready`     |
+| is being POSTed                    | `in_flight` |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from httppubsubclient.protocol.circuit import (
+    NEW_CIRCUIT,
+    Circuit,
+    CircuitRules,
+    Phase,
+    after_failure,
+    after_success,
+    allowed,
+    phase,
+)
+from httppubsubserver.delivery.work import Work
+
+__all__ = ["Endpoint", "Endpoints"]
+
+_READ_AHEAD: Final = 2
+"""Of an endpoint that works so many times its limit are held, so that none of its slots waits for a claim."""
+
+_MAX_REMEMBERED: Final = 10_000
+"""How many endpoints that do not work are remembered; beyond it the oldest is forgotten, and is asked anew."""
+
+
+class Endpoint:
+    """One callback URL without its fragment."""
+
+    __slots__ = ("circuit", "in_flight", "queued", "ready", "reserved", "url")
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.circuit: Circuit = NEW_CIRCUIT
+        self.reserved = 0
+        self.ready: deque[Work] = deque()
+        self.in_flight = 0
+        self.queued = False
+        """It stands among those that have something to begin."""
+
+    @property
+    def held(self) -> int:
+        """Deliveries of it that this process has, or has asked for."""
+        return self.reserved + len(self.ready) + self.in_flight
+
+
+class Endpoints:
+    """All that are held, and those whose circuit is not closed. `clock` gives Unix seconds."""
+
+    def __init__(self, rules: CircuitRules, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._random = random
+        self._known: dict[str, Endpoint] = {}
+
+    def __getitem__(self, url: str) -> Endpoint:
+        """The endpoint with this URL, a new one if it is not known. `forget_idle` follows when nothing is held."""
+        endpoint = self._known.get(url)
+        if endpoint is None:
+            endpoint = self._known[url] = Endpoint(url)
+            if len(self._known) > _MAX_REMEMBERED:
+                self._forget_oldest()
+        return endpoint
+
+    def all(self) -> list[Endpoint]:
+        """Those that are known now."""
+        return list(self._known.values())
+
+    def may_begin(self, endpoint: Endpoint) -> bool:
+        """Whether another attempt may be under way."""
+        return endpoint.in_flight < allowed(endpoint.circuit, self._clock(), self._rules)
+
+    def may_reserve(self, endpoint: Endpoint) -> bool:
+        """Whether a notify may have the store lease it one at once."""
+        return endpoint.held < allowed(endpoint.circuit, self._clock(), self._rules)
+
+    def limits(self) -> dict[str, int]:
+        """How many more of each may be claimed, where that is not `limit_of_others`."""
+        now, rules = self._clock(), self._rules
+        limits = {}
+        for url, endpoint in self._known.items():
+            present = phase(endpoint.circuit, now)
+            if present is Phase.CLOSED:
+                most = self.limit_of_others
+            elif present is Phase.CLOSING:
+                most = allowed(endpoint.circuit, now, rules)
+            else:
+                most = 1
+            limits[url] = max(0, most - endpoint.held)
+        return limits
+
+    @property
+    def limit_of_others(self) -> int:
+        """How many may be claimed of an endpoint about which nothing is known."""
+        return _READ_AHEAD * self._rules.limit
+
+    def let_through(self, endpoint: Endpoint) -> None:
+        """The store has handed out a delivery of it: a pause that is remembered here is over."""
+        circuit = endpoint.circuit
+        now = self._clock()
+        if phase(circuit, now) in (Phase.OPEN, Phase.SLOWED):
+            endpoint.circuit = replace(circuit, paused_at=min(circuit.paused_at, now), paused_until=now)
+
+    def succeeded(self, endpoint: Endpoint) -> float | None:
+        """An attempt was answered 2xx. Returns now, when that ends a pause; else None."""
+        circuit = endpoint.circuit
+        if circuit is NEW_CIRCUIT:
+            return None
+        now = self._clock()
+        was_paused = phase(circuit, now) is Phase.OPEN
+        endpoint.circuit = after_success(circuit, now, self._rules)
+        return now if was_paused else None
+
+    def failed(self, endpoint: Endpoint, retry_after: float | None) -> float | None:
+        """An attempt failed; `retry_after` as `after_failure` has it. Returns the end of a pause that begins."""
+        before = endpoint.circuit
+        endpoint.circuit = after_failure(
+            before, self._clock(), self._rules, random=self._random(), retry_after=retry_after
+        )
+        paused = endpoint.circuit.stored in (Phase.OPEN, Phase.SLOWED)
+        return endpoint.circuit.paused_until if paused and endpoint.circuit is not before else None
+
+    def reset(self, url: str) -> None:
+        """Whatever is known against it counts no more."""
+        if url in self._known:
+            self._known[url].circuit = NEW_CIRCUIT
+            self.forget_idle(self._known[url])
+
+    def forget_idle(self, endpoint: Endpoint) -> None:
+        """Forget it when nothing of it is held and nothing is known against it."""
+        if endpoint.circuit == NEW_CIRCUIT and not endpoint.held and not endpoint.queued:
+            self._known.pop(endpoint.url, None)
+
+    def _forget_oldest(self) -> None:
+        for url, endpoint in self._known.items():
+            if not endpoint.held and not endpoint.queued:
+                del self._known[url]
+                return

@@ -47,7 +47,7 @@ from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, open_store
-from httppubsubserver.stores.durable import DurableStore
+from httppubsubserver.stores.durable import CHUNK_BYTES, DurableStore
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -90,6 +90,7 @@ class Broadcaster:
         self._draining = False
         self._matching = 0
         self._reserved_bytes = 0
+        self._accepting_bytes = 0
         self._matched = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
         self._store: DurableStore | None = None
@@ -275,7 +276,14 @@ class Broadcaster:
         self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
     ) -> DurableNotify:
         with body:
-            return await accept(self.store, self._executor, notification, body, targets, moments, now=self.now)
+            size = min(body.size, CHUNK_BYTES)
+            if self._accepting_bytes and self._accepting_bytes + size > self.config.bodies_in_memory_bytes:
+                raise Unavailable("too many durable messages are being written", retry_after_seconds=1)
+            self._accepting_bytes += size
+            try:
+                return await accept(self.store, self._executor, notification, body, targets, moments, now=self.now)
+            finally:
+                self._accepting_bytes -= size
 
     def _expires_in(self, moments: MessageMoments) -> float | None:
         return None if moments.expires_at is None else (moments.expires_at - self.now()) / 1_000_000
@@ -287,8 +295,8 @@ class Broadcaster:
         What it may hold in memory counts as held while the context lasts; `length` is the size, if it is known.
         """
         config = self.config
-        held = self._dispatcher.bytes_in_memory + self._executor.bytes_in_memory + self._reserved_bytes
-        free = config.bodies_in_memory_bytes - held
+        held = self._dispatcher.bytes_in_memory + self._executor.bytes_in_memory + self._accepting_bytes
+        free = config.bodies_in_memory_bytes - held - self._reserved_bytes
         allowed = min(config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES))
         reserved = allowed if length is None else min(length, allowed)
         self._reserved_bytes += reserved

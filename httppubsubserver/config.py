@@ -99,7 +99,7 @@ class ServerConfig(BaseModel):
         default=32, ge=1, description="Attempts of durable deliveries under way at once to one callback URL."
     )
     delivery_lease_seconds: float = Field(
-        default=60.0,
+        default=30.0,
         gt=0,
         le=86_400,
         description="How long a durable delivery belongs to the process that attempts it; after a crash it is "

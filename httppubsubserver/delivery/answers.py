@@ -1,9 +1,12 @@
 """What the bytes of an answer mean (RFC 9112), without any I/O; and how an attempt can end.
 
-Only three things of an answer matter here: its status, its Retry-After, and whether the connection is good for another
-request afterwards. So a head is checked whole, by one regular expression that is stricter than h11 (a test compares
-the two), and the rest is counted, not kept. Stricter where it costs nothing: a rest in doubt costs its connection, not
-the answer, which was known before.
+Only four things of an answer matter here: its status, its Retry-After, the beginning of its body when it tells of a
+failure, and whether the connection is good for another request afterwards. So a head is checked whole, by one regular
+expression that is stricter than h11 (a test compares the two), and the rest is counted, not kept. Stricter where it
+costs nothing: a rest in doubt costs its connection, not the answer, which was known before.
+
+An answer of 2xx is told as soon as its head is there. Any other is held back until `MAX_EXCERPT_BYTES` of its body have
+come, or its end; whoever does not want to wait so long asks for it (`interrupted`).
 
 | refused, `BadAnswer`                                          | because                                             |
 |---------------------------------------------------------------|-----------------------------------------------------|
@@ -26,7 +29,7 @@ the answer, which was known before.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -35,6 +38,7 @@ __all__ = [
     "FIELD_LINES",
     "FIRST_CHUNK",
     "MAX_CHUNK_LINE_BYTES",
+    "MAX_EXCERPT_BYTES",
     "MAX_HEADERS",
     "MAX_HEAD_BYTES",
     "MAX_INTERIM_ANSWERS",
@@ -52,6 +56,7 @@ MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 100
 MAX_INTERIM_ANSWERS: Final = 16
 MAX_CHUNK_LINE_BYTES: Final = 256
+MAX_EXCERPT_BYTES: Final = 1024
 
 UNTIL_CLOSE: Final = -1
 CHUNKED: Final = -2
@@ -92,6 +97,8 @@ class Answer:
 
     status: int
     retry_after: str | None
+    excerpt: bytes = field(default=b"", kw_only=True)
+    """The beginning of its body, as it came; of a 2xx nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ class Reading(Enum):
     HEAD = "head"
     """A request was sent, its answer is not known yet."""
     BODY = "body"
-    """The answer is known, its rest is still coming."""
+    """The head of the answer is known, its rest is still coming."""
     SPENT = "spent"
     """The connection is of no more use."""
 
@@ -129,7 +136,18 @@ _known: dict[bytes, Head] = {}
 class AnswerReader:
     """Reads the answers that come over one connection, one at a time: `expect`, then `feed` until it is not HEAD."""
 
-    __slots__ = ("_buffer", "_chunk", "_interim", "_keeps", "_left", "_max_bytes", "_room", "state")
+    __slots__ = (
+        "_buffer",
+        "_chunk",
+        "_excerpt",
+        "_held",
+        "_interim",
+        "_keeps",
+        "_left",
+        "_max_bytes",
+        "_room",
+        "state",
+    )
 
     def __init__(self, *, max_bytes: int) -> None:
         self.state = Reading.IDLE
@@ -140,6 +158,9 @@ class AnswerReader:
         self._left = 0
         self._room = 0
         self._chunk: re.Pattern[bytes] | None = None
+        self._held: Answer | None = None
+        """What is not told yet, because the beginning of its body is wanted, too."""
+        self._excerpt = bytearray()
 
     def expect(self) -> None:
         """A request is being sent; what comes now answers it."""
@@ -151,10 +172,12 @@ class AnswerReader:
         return self.state is Reading.HEAD and not self._buffer and not self._interim
 
     def feed(self, data: bytes) -> Answer | None:
-        """Take what arrived; returns the answer, once, as soon as its head is complete. Raises `BadAnswer`."""
+        """Take what arrived; returns the answer, once, as soon as it can be told. Raises `BadAnswer`."""
         if self.state is not Reading.HEAD:
             if self.state is Reading.BODY:
                 self._read_body(data)
+                if self._held is not None:
+                    return self._told_when_enough()
             else:
                 # Bytes that nobody asked for: they must not become the answer to the next request.
                 self.state = Reading.SPENT
@@ -179,7 +202,22 @@ class AnswerReader:
         self._interim = 0
         self._buffer = b""
         self._begin(head, data[end:])
-        return head.answer
+        return head.answer if self._held is None else self._told_when_enough()
+
+    def interrupted(self) -> Answer | None:
+        """The answer that is held back, with what has come of its body; None when there is none. It is told by this."""
+        held, self._held = self._held, None
+        if held is None:
+            return None
+        return Answer(held.status, held.retry_after, excerpt=bytes(self._excerpt))
+
+    def _told_when_enough(self) -> Answer | None:
+        if self.state is Reading.BODY and len(self._excerpt) < MAX_EXCERPT_BYTES:
+            return None
+        if self.state is Reading.BODY and self._left > self._room:
+            # More is announced than may be read: there is no end to be waited for.
+            self.state = Reading.SPENT
+        return self.interrupted()
 
     def _keep(self, data: bytes, seen: int) -> None:
         """The head is not complete: keep it, unless it can never become one."""
@@ -205,8 +243,14 @@ class AnswerReader:
         self._keeps = head.keeps
         if head.body == 0:
             self.state = Reading.SPENT if data or not head.keeps else Reading.IDLE
-        elif head.body > self._max_bytes:
+            return
+        if head.answer.status >= 300:
+            self._held = head.answer
+            self._excerpt = bytearray()
+        if head.body > self._max_bytes and (self._held is None or self._max_bytes < MAX_EXCERPT_BYTES):
             self.state = Reading.SPENT
+            if self._held is not None:
+                self._keep_excerpt(data, 0, self._max_bytes)
         else:
             self.state = Reading.BODY
             self._room = self._max_bytes
@@ -214,8 +258,13 @@ class AnswerReader:
             self._chunk = FIRST_CHUNK if head.body == CHUNKED else None
             self._read_body(data)
 
+    def _keep_excerpt(self, data: bytes, begin: int, end: int) -> None:
+        self._excerpt += data[begin : min(end, begin + MAX_EXCERPT_BYTES - len(self._excerpt))]
+
     def _read_body(self, data: bytes) -> None:
         self._room -= len(data)
+        if self._held is not None and self._chunk is None:
+            self._keep_excerpt(data, 0, len(data) if self._left == UNTIL_CLOSE else self._left)
         if self._chunk is not None:
             self._read_chunks(self._buffer + data, self._chunk)
         elif self._left > 0:
@@ -230,6 +279,8 @@ class AnswerReader:
         at = self._left
         self._left = 0
         self._buffer = b""
+        if self._held is not None:
+            self._keep_excerpt(data, 0, at)
         while at <= len(data):
             match = line.match(data, at)
             if match is None:
@@ -251,6 +302,8 @@ class AnswerReader:
                 return
             at = match.end() + size
             self._chunk = line = NEXT_CHUNK
+            if self._held is not None:
+                self._keep_excerpt(data, match.end(), at)
         self._left = at - len(data)
 
 

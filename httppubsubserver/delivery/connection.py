@@ -34,7 +34,8 @@ __all__ = ["Connection", "Exchange", "Outcome", "Step"]
 _LOG = logging.getLogger("httppubsub.server.outbound")
 
 _REST_SECONDS: Final = 1.0
-"""How long the rest of an answer may take before its connection is given up; the status is known by then."""
+"""How long the rest of an answer may take before its connection is given up; the status is known by then. So long one
+that tells of a failure is held back for the beginning of its body."""
 
 _ONE_WRITE_BYTES: Final = 64 * 1024
 """A body up to this is copied into one write with its head; a larger one follows by pieces, when there is room."""
@@ -202,11 +203,12 @@ class Connection(asyncio.Protocol):
             self._dialling.cancel()
 
     def fail(self, failure: AttemptFailed) -> None:
-        """Close, and tell whoever waits for an answer."""
+        """Close, and tell whoever waits for an answer; if one is there that only misses some of its body, that."""
         exchange, self.exchange = self.exchange, None
+        answer = self._reader.interrupted()
         self.close()
         if exchange is not None:
-            exchange.end(failure)
+            exchange.end(answer or failure)
 
     def lost(self, exc: Exception | None) -> None:
         """The peer has gone."""
@@ -299,11 +301,17 @@ class Connection(asyncio.Protocol):
         if not self._used:
             self._used = True
             self._connections.tls.remember(self.origin, transport)
-        exchange, self.exchange = self.exchange, None
         sending = self.sending
+        unsent = sending is not None and sending.unsent
         if sending is not None:
             self._end_sending()
-        unsent = sending is not None and sending.unsent
+        if answer is None and self.exchange is not None:
+            # It is held back for the beginning of its body, unless we are still sending: that ends the connection.
+            if not unsent:
+                self.until = min(self.until, self._connections.now + _REST_SECONDS)
+                return
+            answer = reader.interrupted()
+        exchange, self.exchange = self.exchange, None
         if unsent or state is _SPENT or (state is _IDLE and transport.get_write_buffer_size()):
             # Unsent: the peer has decided without reading all, and what it would read now as a request is the body.
             self.close()

@@ -63,8 +63,9 @@ class Outbound(Protocol):
 
         `head`: complete header lines, each ended by CRLF, without Host and Content-Length. `deadline`: event loop
         time at which the attempt ends, from connecting to the end of the answer's head. `done` is called exactly
-        once, from the event loop and never from within this; an answer is told as soon as its head is there. The
-        body must stay open until then, and until a `cancel`.
+        once, from the event loop and never from within this; an answer of 2xx is told as soon as its head is there,
+        any other within a second of that, with the beginning of its body. The body must stay open until then, and
+        until a `cancel`.
 
         A kept connection may turn out to be closed by the peer, with the request on its way. It is then sent once more
         over a new one, with what `head_again` gives (it may raise `PubSubError`) in place of `head`.

@@ -52,7 +52,7 @@ class Outcomes:
         if isinstance(outcome, AttemptFailed):
             attempt = Attempt(began_at, moment, None, outcome.reason)
             return Decision(self._failed(work, attempt, None), "unknown" if ours else "fails", None)
-        attempt = Attempt(began_at, moment, outcome.status)
+        attempt = Attempt(began_at, moment, outcome.status, answer=outcome.excerpt)
         meaning = verdict(outcome.status)
         claimed = work.claimed
         if meaning is Verdict.ACCEPTED:

@@ -104,7 +104,8 @@ async def test_a_connection_is_used_again_after(answer: bytes, network: Network)
 async def test_a_connection_is_closed_after(answer: bytes, status: int, network: Network) -> None:
     peer, client = await network.peer(answering(answer)), await network.client()
     for _ in range(2):
-        assert await client.post(peer.callback()) == Answer(status, None)
+        outcome = await client.post(peer.callback())
+        assert outcome == Answer(status, None, excerpt=b"x" * 1024 if status == 500 else b"")
     await peer.finished()
     assert peer.connections == 2
 
@@ -116,7 +117,7 @@ async def test_an_answer_that_ends_with_its_connection_counts(network: Network) 
         await wire.send(b"all of it")
 
     peer, client = await network.peer(temper), await network.client()
-    assert await client.post(peer.callback()) == Answer(503, "7")
+    assert await client.post(peer.callback()) == Answer(503, "7", excerpt=b"all of it")
 
 
 async def test_the_connection_that_was_used_last_is_used_first(network: Network) -> None:
@@ -517,7 +518,7 @@ async def test_an_early_answer_ends_the_sending(where: str, ending: str, network
     peer, client = await network.peer(temper), await network.client()
     data = os.urandom(30_000_000)
     with await spooled(data) if where == "file" else Body.of(data) as body:
-        assert await client.post(peer.callback(), body) == Answer(413, None)
+        assert await client.post(peer.callback(), body) == Answer(413, None, excerpt=b"no")
     await peer.finished()
     assert peer.connections == 1
 

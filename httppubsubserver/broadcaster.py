@@ -45,9 +45,11 @@ from httppubsubserver.delivery.executor import Executor
 from httppubsubserver.delivery.outbound import Outbound, open_outbound
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
+from httppubsubserver.operations import Operations
 from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, open_store
 from httppubsubserver.stores.durable import CHUNK_BYTES, DurableStore
+from httppubsubserver.upkeep import Retention, Upkeep
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -56,7 +58,6 @@ __all__ = ["Broadcaster"]
 
 _LOG = logging.getLogger("httppubsub.server")
 
-_PRUNE_SECONDS = 30.0
 _SMALLEST_SPOOL_BYTES = 64 * 1024
 _ID_BYTES = 18  # a multiple of three: base64 without padding
 
@@ -99,6 +100,9 @@ class Broadcaster:
         self._dispatcher: Dispatcher
         self._executor: Executor
         self._once: Once
+        self._upkeep: Upkeep
+        self.operations: Operations
+        """Looking at deliveries and sending them again; there while this is open."""
 
     @cached_property
     def router(self) -> APIRouter:
@@ -156,6 +160,7 @@ class Broadcaster:
         """Remove a subscription. Raises `NotFound`."""
         if not await self.store.unsubscribe(subscription_id, now=self.now()):
             raise NotFound("there is no subscription with this id")
+        self._upkeep.wake()
         _LOG.info("unsubscribed %s", subscription_id)
 
     async def subscription(self, subscription_id: str) -> Subscription:
@@ -178,6 +183,7 @@ class Broadcaster:
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
         kept, etag = await self.store.replace(url, requests, if_match=if_match, now=self.now())
+        self._upkeep.wake()
         _LOG.info("subscriptions of a callback replaced, now %d: %s", len(kept), " ".join(one.id for one in kept[:10]))
         return kept, etag
 
@@ -394,8 +400,17 @@ class Broadcaster:
             )
             await self._directory.refresh()
             self._executor.open()
-            pruning = asyncio.create_task(self._prune_now_and_then())
-            stack.push_async_callback(_cancelled, pruning)
+            self._upkeep = Upkeep(
+                store,
+                Retention(
+                    self.config.keep_bodies_seconds, self.config.keep_messages_seconds, self.config.max_stored_bytes
+                ),
+                now=self.now,
+                uniform=self._uniform,
+                due=self._executor.due,
+            )
+            self.operations = Operations(store, now=self.now, wake=self._upkeep.wake)
+            stack.push_async_callback(_cancelled, asyncio.create_task(self._upkeep.run(), name="upkeep"))
             self._stack = stack.pop_all()
         self._draining = False
         self._store = store
@@ -421,17 +436,10 @@ class Broadcaster:
         """A subscriber answered 410. If somebody has renewed it meanwhile, that was about an earlier state."""
         try:
             if await self.store.unsubscribe(target.id, now=self.now(), expires_at=target.expires_at):
+                self._upkeep.wake()
                 _LOG.info("unsubscribed %s: its callback answered 410", target.id)
         except PubSubError as error:
             _LOG.warning("%s answered 410 and could not be removed: %s", target.id, error.detail)
-
-    async def _prune_now_and_then(self) -> None:
-        while True:
-            await asyncio.sleep(_PRUNE_SECONDS * (0.5 + self._uniform()))
-            try:
-                await self.store.prune(now=self.now())
-            except PubSubError as error:
-                _LOG.warning("pruning failed, will try again: %s", error.detail)
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run `work` in the background; `drained` waits for it."""

@@ -26,6 +26,7 @@ from httppubsubclient.protocol.keys import Secrets, secrets_from_json
 __all__ = ["ServerConfig", "load_config", "load_secrets", "nearest"]
 
 MEBIBYTE = 1024 * 1024
+_CENTURY_SECONDS = 100 * 365 * 86_400
 
 _LOG = logging.getLogger("httppubsub.server")
 
@@ -121,6 +122,25 @@ class ServerConfig(BaseModel):
     )
     max_lease_seconds: int = Field(default=864_000, ge=1, description="The longest lease that may be asked for.")
     idempotency_seconds: int = Field(default=86_400, ge=1, description="How long an Idempotency-Key is remembered.")
+    keep_bodies_seconds: int = Field(
+        default=7 * 86_400,
+        ge=0,
+        le=_CENTURY_SECONDS,
+        description="How long the body of a durable message is kept when nobody is owed it any more: as long it can be "
+        "replayed.",
+    )
+    keep_messages_seconds: int = Field(
+        default=30 * 86_400,
+        ge=0,
+        le=_CENTURY_SECONDS,
+        description="How long a durable message is known, with its deliveries, when nobody is owed it any more.",
+    )
+    max_stored_bytes: int | None = Field(
+        default=10 * 1024 * MEBIBYTE,
+        ge=0,
+        description="While the database is larger, bodies that nobody is owed go earlier, the oldest first, and then "
+        "messages.",
+    )
     shutdown_timeout_seconds: float = Field(
         default=30.0,
         ge=0,
@@ -144,6 +164,15 @@ class ServerConfig(BaseModel):
             raise ValueError(
                 f"default_lease_seconds ({self.default_lease_seconds}) should be at most max_lease_seconds "
                 f"({self.max_lease_seconds}): set both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bodies_go_first(self) -> Self:
+        if self.keep_bodies_seconds > self.keep_messages_seconds:
+            raise ValueError(
+                f"keep_bodies_seconds ({self.keep_bodies_seconds}) should be at most keep_messages_seconds "
+                f"({self.keep_messages_seconds}): a message that is forgotten has no body"
             )
         return self
 

@@ -33,6 +33,7 @@ from httppubsubclient.protocol.errors import (
 )
 from httppubsubclient.protocol.messages import SubscribeRequest
 from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.http_deliveries import add_deliveries
 from httppubsubserver.http_notify import NotifyEndpoint
 from httppubsubserver.http_requests import Incoming, ProblemRoute
 from httppubsubserver.http_schemas import (
@@ -78,6 +79,7 @@ def create_router(broadcaster: Broadcaster) -> APIRouter:
     _add_notify(router, broadcaster)
     _add_subscriptions(router, broadcaster)
     _add_whole_set(router, broadcaster)
+    add_deliveries(router, broadcaster)
     _add_health(router, broadcaster)
     return router
 

@@ -20,7 +20,7 @@ PURE = {
 
 # Lower rooms first: a module may import those of its own row and above in this table, never of a row below.
 SERVER_ROWS = [
-    {"config", "randomness"},
+    {"config", "escaping", "randomness"},
     {
         "migrations",
         "stores",
@@ -52,13 +52,14 @@ SERVER_ROWS = [
     {"delivery.endpoints", "delivery.outcomes"},
     {"delivery.attempts"},
     {"delivery.executor"},
-    {"acceptance"},
-    {"broadcaster"},
-    {"http_requests", "http_schemas"},
-    {"http_notify"},
+    {"acceptance", "operations", "upkeep"},
+    {"broadcaster", "delivery_json"},
+    {"http_delivery_schemas", "http_requests", "http_schemas"},
+    {"http_deliveries", "http_notify"},
     {"http_api"},
     {"app"},
     {"provision", "serving"},
+    {"cli_deliveries"},
     {"cli"},
     {"__main__"},
 ]

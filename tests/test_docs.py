@@ -71,7 +71,7 @@ def test_every_route_is_documented() -> None:
     app = FastAPI()
     app.include_router(Broadcaster(ServerConfig(), secrets=secrets).router)
     for path, operations in app.openapi()["paths"].items():
-        written = path.replace("{subscription_id}", "{id}")
+        written = path.replace("{subscription_id}", "{id}").replace("{message_id}", "{id}")
         for method in operations:
             assert re.search(rf"`{method.upper()} {re.escape(written)}[?`]", PROTOCOL), (method, path)
 

@@ -26,6 +26,7 @@ __all__ = [
     "MessageMoments",
     "MomentHeader",
     "message_moments",
+    "parse_moment",
     "parse_moment_header",
 ]
 
@@ -40,6 +41,7 @@ _MOMENT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
 )
 _MICROSECONDS: Final = 1_000_000
+_YEAR_10000: Final = 253_402_300_800 * _MICROSECONDS
 
 
 class MessageMoments(NamedTuple):
@@ -82,11 +84,29 @@ def parse_moment_header(name: MomentHeader, value: str, now: int) -> int:
 def _parse(name: str, value: str, now: int) -> int:
     if _SECONDS.fullmatch(value):
         return now + int(value) * _MICROSECONDS
+    moment = _moment(value)
+    if moment is None:
+        raise InvalidRequest(
+            f"the header {name} is a whole number of seconds from now, or a moment like 2026-11-21T02:11:00Z (RFC 3339)"
+        )
+    return moment
+
+
+def parse_moment(name: str, value: str) -> int:
+    """A moment of RFC 3339 with its offset, of the years 1970 to 9999. Raises `InvalidRequest` with the name."""
+    moment = _moment(value)
+    if moment is None or not 0 <= moment < _YEAR_10000:
+        raise InvalidRequest(
+            f"{name} is a moment like 2026-11-21T02:11:00Z or 2026-11-21T04:11:00+02:00 (RFC 3339; 1970 to 9999; in a "
+            "query + is written %2B)"
+        )
+    return moment
+
+
+def _moment(value: str) -> int | None:
     if _MOMENT.fullmatch(value):
         try:
             return parse_time(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
-    raise InvalidRequest(
-        f"the header {name} is a whole number of seconds from now, or a moment like 2026-11-21T02:11:00Z (RFC 3339)"
-    )
+    return None

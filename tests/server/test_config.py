@@ -89,6 +89,14 @@ def test_an_unknown_setting_in_the_file_is_named_with_the_file(tmp_path: Path) -
         ({"overrides": {"attempt_timeout_seconds": "inf"}}, "should be a finite number"),
         ({"overrides": {"notify_timeout_seconds": "nan"}}, "should be a finite number"),
         ({"overrides": {"host": ""}}, "--host is wrong: String should have at least 1 character"),
+        (
+            {"overrides": {"keep_messages_seconds": "60"}},
+            "keep_bodies_seconds (604800) should be at most keep_messages",
+        ),
+        (
+            {"overrides": {"max_stored_bytes": "-1"}},
+            "--max-stored-bytes should be greater than or equal to 0; got '-1'",
+        ),
         ({"overrides": {"max_lease_seconds": "60"}}, "default_lease_seconds (86400) should be at most max_lease_se"),
         ({"overrides": {"spool_directory": "/no/such/folder"}}, "--spool-directory should be a folder to write to"),
     ],

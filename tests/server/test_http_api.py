@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -395,6 +396,13 @@ class TestOpenApi:
             ("put", "/v1/subscriptions"),
             ("get", "/v1/subscriptions/{subscription_id}"),
             ("delete", "/v1/subscriptions/{subscription_id}"),
+            ("get", "/v1/subscriptions/{subscription_id}/messages"),
+            ("get", "/v1/deliveries"),
+            ("post", "/v1/deliveries/replay"),
+            ("get", "/v1/deliveries/replays/{number}"),
+            ("get", "/v1/messages/{message_id}"),
+            ("delete", "/v1/messages/{message_id}"),
+            ("get", "/v1/messages/{message_id}/body"),
             ("get", "/v1/health/live"),
             ("get", "/v1/health/ready"),
         }
@@ -406,5 +414,10 @@ class TestOpenApi:
                     assert set(answer["content"]) == {"application/problem+json"}, (operation["summary"], status)
         body = operations["post", "/v1/notify"]["requestBody"]["content"]
         assert body == {"*/*": {"schema": {"type": "string", "format": "binary"}}}
+        for (_, path), operation in operations.items():
+            in_path = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "path"}
+            assert in_path == set(re.findall(r"{(\w+)}", path)), path
+        listed = {parameter["name"] for parameter in operations["get", "/v1/deliveries"]["parameters"]}
+        assert listed == {"state", "subscription", "message", "from", "until", "cursor", "limit"}
         names = {parameter["name"] for parameter in operations["post", "/v1/notify"]["parameters"]}
         assert names == {"topic", "Content-Digest", "Idempotency-Key", "Prefer", "traceparent"}

@@ -1,4 +1,5 @@
-"""`httppubsubserver --setup | --rotate | serve`: set a broadcaster up, renew its keys, run it.
+"""`httppubsubserver --setup | --rotate | serve | deliveries`: set a broadcaster up, renew its keys, run it, look after
+what it owes.
 
 Every setting is a flag of `serve`. What went wrong goes to stderr in one line. Exit status: 0 done, 1 something is
 wrong, 2 wrong usage. What a command does not need is not imported: setting up knows no web framework.
@@ -21,7 +22,7 @@ __all__ = ["main"]
 
 _AUTH_TYPES = ("hmac", "token", "none")
 
-_ALONE = ("--setup", "--rotate", "serve")
+_ALONE = ("--setup", "--rotate", "serve", "deliveries")
 _OF_THE_CLIENT = ("notify", "listen", "sign", "verify")
 _SETUP_ONLY = ("db", "to_broadcasters_auth", "to_subscribers_auth", "broadcaster_url", "force")
 
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _serve(given) if given[:1] == ["serve"] else _set_up_or_rotate(given)
+        status = _run(given)
         sys.stdout.flush()
     except BrokenPipeError:
         # Nobody reads our output any more. What is still buffered must not fail once more when Python ends.
@@ -53,6 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # -- the commands -----------------------------------------------------------------------------------------------------
 
 
+def _run(given: Sequence[str]) -> int:
+    match given[:1]:
+        case ["serve"]:
+            return _serve(given)
+        case ["deliveries"]:
+            from httppubsubserver.cli_deliveries import deliveries
+
+            return deliveries(given[1:])
+        case _:
+            return _set_up_or_rotate(given)
+
+
 def _set_up_or_rotate(given: Sequence[str]) -> int:
     parser = _parser()
     options = _parsed(parser, given)
@@ -60,7 +73,7 @@ def _set_up_or_rotate(given: Sequence[str]) -> int:
         return _rotate(parser, options)
     if options.setup:
         return _set_up(parser, options)
-    return parser.error("say what to do: --setup, --rotate or serve")
+    return parser.error("say what to do: --setup, --rotate, serve or deliveries")
 
 
 def _set_up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -115,7 +128,7 @@ def _parsed(parser: argparse.ArgumentParser, given: Sequence[str]) -> argparse.N
         if name in _ALONE:
             parser.error(f"{name!r} is a command of its own: httppubsubserver {name} [options]")
         known = [flag for action in parser._actions for flag in action.option_strings]
-        close = nearest(name, known if name.startswith("-") else ["serve"])
+        close = nearest(name, known if name.startswith("-") else ["serve", "deliveries"])
         if name in _OF_THE_CLIENT:
             close = f"; httppubsubclient has it: httppubsubclient {name} --help"
         parser.error(f"there is no {name!r} here{close}")
@@ -126,9 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     """Everything but `serve`. Options that are not given are not in the namespace, so that misplaced ones show."""
     parser = argparse.ArgumentParser(
         prog="httppubsubserver",
-        usage="httppubsubserver --setup | --rotate | serve | --version [options]",
+        usage="httppubsubserver --setup | --rotate | serve | deliveries | --version [options]",
         description="Publish/subscribe over plain HTTP: the broadcaster.",
-        epilog="`httppubsubserver serve` runs a broadcaster; `httppubsubserver serve --help` lists its settings.",
+        epilog="`httppubsubserver serve` runs a broadcaster; `httppubsubserver serve --help` lists its settings. "
+        "`httppubsubserver deliveries --help`: what became of durable messages, and sending them again.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

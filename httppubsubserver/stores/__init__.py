@@ -149,14 +149,15 @@ class Store(Protocol):
         ...
 
 
-def open_store(url: str) -> AbstractAsyncContextManager[DurableStore]:
+def open_store(url: str, *, create: bool = True) -> AbstractAsyncContextManager[DurableStore]:
     """The store at `sqlite:///relative.db`, `sqlite:////absolute.db` or `sqlite:///:memory:`, migrated and open
-    while the context lasts. Raises `ConfigurationError`; entering also `Unavailable`, when it stays locked."""
+    while the context lasts. Without `create` the database is there already and as this version has it: nothing is
+    made or migrated. Raises `ConfigurationError`; entering also `Unavailable`, when it stays locked."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise ConfigurationError(f"a database URL looks like sqlite:///httppubsub.db; got {url!r}")
     if scheme == "sqlite":
         from httppubsubserver.stores.sqlite import open_sqlite
 
-        return open_sqlite(url)
+        return open_sqlite(url, create=create)
     raise ConfigurationError(f"no store for {scheme!r} databases; this version knows sqlite:///path")

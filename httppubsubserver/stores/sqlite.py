@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Final, TypeVar
 
-from httppubsubclient.protocol.errors import Unavailable
+from httppubsubclient.protocol.errors import ConfigurationError, Unavailable
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.replay_file import Locked, ReplayFile
 from httppubsubserver.migrations import find_migrations
@@ -53,6 +53,7 @@ _NONCES_LOCK_PAUSE_SECONDS: Final = 0.001
 async def open_sqlite(
     url: str,
     *,
+    create: bool = True,
     lock_timeout_seconds: float = 5.0,
     open_timeout_seconds: float = 60.0,
     changes_kept: int = CHANGES_KEPT,
@@ -61,9 +62,12 @@ async def open_sqlite(
     """The store at `sqlite:///path`, migrated and open while the context lasts.
 
     A database that is locked for `lock_timeout_seconds` (when opening: `open_timeout_seconds`) is `Unavailable`.
-    Raises `ConfigurationError` when it cannot be opened, or is not one that this version can use.
+    Raises `ConfigurationError` when it cannot be opened, or is not one that this version can use. Without `create` it
+    is for looking on beside a broadcaster: the file is there and needs no migration, and nonces are not shared.
     """
     path = sqlite_path(url)
+    if path == MEMORY and not create:
+        raise ConfigurationError("a database in memory belongs to its broadcaster alone: nobody else can open it")
     migrations = find_migrations("sqlite")
     async with AsyncExitStack() as stack:
         writer = await stack.enter_async_context(
@@ -72,6 +76,7 @@ async def open_sqlite(
                 lock_timeout_seconds=lock_timeout_seconds,
                 open_timeout_seconds=open_timeout_seconds,
                 migrations=migrations,
+                create=create,
             )
         )
         # A database in memory belongs to its one connection; its calls take turns in that connection's thread.
@@ -85,7 +90,7 @@ async def open_sqlite(
                     migrations=None,
                 )
             )
-        nonces = stack.enter_context(await _open_nonces(path, open_timeout_seconds))
+        nonces = stack.enter_context(await _open_nonces(path if create else MEMORY, open_timeout_seconds))
         store = SqliteStore(
             writer,
             reader,

@@ -157,18 +157,22 @@ async def open_sqlite_file(
     lock_timeout_seconds: float,
     open_timeout_seconds: float,
     migrations: Sequence[Migration] | None,
+    create: bool = True,
 ) -> AsyncIterator[SqliteFile]:
     """A connection to `path`, in WAL mode and with all of `migrations`, while the context lasts.
 
-    Without migrations it is for reading only, and the database is there already.
+    Without migrations it is for reading only, and the database is there already. Without `create` it must be there,
+    with all of them.
 
     A new file is made with mode 0600; SQLite gives the files beside it (`-wal`, `-shm`) the mode of the first.
     Raises `ConfigurationError`, and `Unavailable` when the file stays locked for `open_timeout_seconds`. Once it is
     open, a lock is waited for at most `lock_timeout_seconds`.
     """
     try:
-        if path != MEMORY and migrations is not None:
+        if path != MEMORY and migrations is not None and create:
             _make_file(path)
+        elif not create:
+            _check_there(path)
         connection = await aiosqlite.connect(path, isolation_level=None)
     except (OSError, sqlite3.Error) as error:
         raise ConfigurationError(f"the database {path} cannot be opened: {error}") from None
@@ -176,7 +180,7 @@ async def open_sqlite_file(
     try:
         # SQLite does not wait for every lock that opening takes, so the whole of it is tried again.
         deadline = asyncio.get_running_loop().time() + open_timeout_seconds
-        while not await _prepared(file, migrations):
+        while not await _prepared(file, migrations, create):
             if asyncio.get_running_loop().time() >= deadline:
                 raise Unavailable(f"the database {path} is locked by another process")
             await asyncio.sleep(_OPENING_PAUSE_SECONDS)
@@ -213,12 +217,19 @@ def _make_file(path: str) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
-async def _prepared(file: SqliteFile, migrations: Sequence[Migration] | None) -> bool:
+def _check_there(path: str) -> None:
+    if not os.path.exists(path):
+        raise ConfigurationError(f"there is no database {path}; a broadcaster makes it when it starts")
+
+
+async def _prepared(file: SqliteFile, migrations: Sequence[Migration] | None, create: bool) -> bool:
     """Try to make a fresh connection ready for use; False while another process holds a lock."""
     try:
         if migrations is None:
             await file.attempt(_prepare_reader)
         else:
+            if not create:
+                await file.attempt(lambda db: _check_migrated(db, file.path, migrations))
             await file.attempt(lambda db: _prepare_writer(db, file.path, migrations))
     except sqlite3.Error as error:
         if _primary_code(error) in _LOCKED:
@@ -244,6 +255,17 @@ def _prepare_writer(db: sqlite3.Connection, path: str, migrations: Sequence[Migr
     db.execute(f"PRAGMA journal_size_limit = {_LARGEST_IDLE_WAL_BYTES}")
     if not migrate(db, migrations):
         _check_writable(db)
+
+
+def _check_migrated(db: sqlite3.Connection, path: str, migrations: Sequence[Migration]) -> None:
+    """Before anything is written: it may be another program's."""
+    db.execute(f"PRAGMA busy_timeout = {_OPENING_LOCK_MILLISECONDS}")
+    missing = missing_migrations(migrations, _applied(db))
+    if missing:
+        raise ConfigurationError(
+            f"the database {path} has no migration {missing[0].name}: it is no broadcaster's, or an older one's; a "
+            "broadcaster of this version brings it up to date when it starts"
+        )
 
 
 def _check_writable(db: sqlite3.Connection) -> None:

@@ -24,7 +24,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,7 +32,7 @@ from typing import Any
 
 import httpx
 
-from httppubsubclient.bodies import Body
+from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.outgoing import Outgoing
 from httppubsubclient.protocol.credentials import Credentials, sign_request
 from httppubsubclient.protocol.errors import (
@@ -96,6 +96,8 @@ class Answer:
     status: int
     headers: httpx.Headers
     content: bytes
+    body: Body | None = None
+    """Instead of `content`, when it was asked for with `open_body`."""
 
     def fields(self) -> dict[str, Any]:
         """The JSON object in it. Raises `PubSubError` naming the broadcaster when there is none."""
@@ -152,12 +154,14 @@ class Broadcasters:
         retry_seconds: float,
         deadline_seconds: float,
         attempt_seconds: float | None = None,
+        open_body: Callable[[], BodyWriter] | None = None,
     ) -> Answer:
         """One call to whichever broadcaster takes it.
 
         `query` comes percent-encoded, without "?"; `fields` is sent as JSON. No new attempt starts after
         `retry_seconds`, nothing lasts longer than `deadline_seconds`; one attempt lasts at most `attempt_seconds`,
         by default its share of the time that is left, so that a broadcaster that hangs leaves time for the others.
+        What is answered may be large when `open_body` says where it goes; it is asked anew for each attempt.
         Raises the error that a broadcaster's problem document stands for, or `BroadcastersUnavailable`.
         """
         if not self._urls:
@@ -182,7 +186,7 @@ class Broadcasters:
             try:
                 async with asyncio.timeout(left), self._turn:
                     request = _Request(self._http, self._credentials, method, url, path, query, sent_headers, body)
-                    answer = await request.send()
+                    answer = await request.send(open_body)
             except (TimeoutError, httpx.TransportError, httpx.StreamError) as error:
                 answers[url] = _what_failed(error, left) if request else "was not asked: too many calls were under way"
                 ambiguous = request is not None and request.handed_over
@@ -276,7 +280,7 @@ class _Request:
             content=None if body is None else self._chunks(body),
         )
 
-    async def send(self) -> Answer:
+    async def send(self, open_body: Callable[[], BodyWriter] | None) -> Answer:
         self.handed_over = False
         if self._body is None:
             # There is no telling when a request without a body is complete at the other side; only a connection
@@ -288,6 +292,11 @@ class _Request:
             self.handed_over = False
             raise
         try:
+            if open_body is not None and response.status_code == 200:
+                with open_body() as writer:
+                    async for chunk in response.aiter_raw():
+                        await writer.write(chunk)
+                    return Answer(self._url, 200, response.headers, b"", await writer.finish())
             content = bytearray()
             async for chunk in response.aiter_raw():
                 content += chunk

@@ -17,9 +17,10 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from httppubsubclient.broadcasters import BroadcastersUnavailable
+from httppubsubclient.message import Message
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.retry import backoff_delay
-from httppubsubclient.subscriptions import Message, Subscription
+from httppubsubclient.subscriptions import Subscription
 
 __all__ = ["Callback"]
 
@@ -43,7 +44,11 @@ class Callback:
         is_running: Callable[[], bool],
         forget: Callable[[Callback], None],
         leave_timeout_seconds: float,
+        acknowledges: bool = False,
     ) -> None:
+        """`acknowledges`: a message counts as received when the function has returned; when it raised, it comes
+        again."""
+        self._acknowledges = acknowledges
         self.pattern = pattern
         self._function = function
         self._subscribe = subscribe
@@ -163,11 +168,14 @@ class Callback:
         self._subscribed = True
         try:
             async for message in subscription:
-                await self._call(function, message)
+                done = await self._call(function, message)
+                if self._acknowledges:
+                    message.ack() if done else message.nack()
         finally:
             await subscription.leave()
 
-    async def _call(self, function: Callable[[Message], Any], message: Message) -> None:
+    async def _call(self, function: Callable[[Message], Any], message: Message) -> bool:
+        """Whether it returned."""
         try:
             result = function(message)
             if inspect.isawaitable(result):
@@ -180,6 +188,9 @@ class Callback:
             logger.exception("the callback for %s failed on %r", self.pattern, message)
         except Exception:
             logger.exception("the callback for %s failed on %r", self.pattern, message)
+        else:
+            return True
+        return False
 
     def __await__(self) -> Generator[Any, None, Callback]:
         return self.confirmed().__await__()

@@ -17,13 +17,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import httpx
 from fastapi import APIRouter
@@ -32,20 +31,22 @@ from httppubsubclient.broadcasters import Broadcasters, BroadcastersUnavailable
 from httppubsubclient.buffer import Limits
 from httppubsubclient.callbacks import Callback
 from httppubsubclient.config import HttpPubSubConfig
+from httppubsubclient.durable_calls import DurableSettings
+from httppubsubclient.durable_inbox import DurableInbox
+from httppubsubclient.durable_options import DurableKeywords, durable_options
+from httppubsubclient.durable_registrations import DurableRegistrations
+from httppubsubclient.inbox import Inbox
 from httppubsubclient.listener import bound_socket, listening
-from httppubsubclient.outgoing import Publishable, SyncFile, open_outgoing
-from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest
-from httppubsubclient.protocol.messages import (
-    NotifyResult,
-    check_idempotency_key,
-    content_type_or_default,
-    parse_traceparent,
-)
+from httppubsubclient.message import Message
+from httppubsubclient.outgoing import Publishable, SyncFile
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.messages import NotifyResult
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
-from httppubsubclient.protocol.topics import check_topic, encode_topic
+from httppubsubclient.publishing import Moment, PublishOptions, cancel_scheduled, publish
 from httppubsubclient.receiver import Receiver, ReceiverLimits, receiving_app, receiving_router
 from httppubsubclient.registrations import Registrations
-from httppubsubclient.subscriptions import Message, Subscription
+from httppubsubclient.remembered import Remembered
+from httppubsubclient.subscriptions import Subscription
 
 __all__ = ["BroadcastersUnavailable", "Callback", "HttpPubSubClient", "Message", "NotifyResult", "Subscription"]
 
@@ -59,6 +60,7 @@ class _Life:
     broadcasters: Broadcasters
     registrations: Registrations | None
     """None without `host`: the client only publishes."""
+    durable: DurableRegistrations | None
     resources: AsyncExitStack
 
 
@@ -80,7 +82,6 @@ class HttpPubSubClient:
             )
         self._config = config
         self._transport = transport
-        self._directory = None if config.spool_directory is None else os.fspath(config.spool_directory)
         self._limits = Limits(
             messages=config.buffer_messages,
             memory_bytes=config.buffer_bytes,
@@ -93,13 +94,16 @@ class HttpPubSubClient:
             ReceiverLimits(
                 max_body_bytes=config.max_body_bytes,
                 spool_bytes=config.spool_bytes,
-                spool_directory=self._directory,
+                spool_directory=config.spool_path,
                 body_idle_timeout_seconds=config.body_idle_timeout_seconds,
                 signature_tolerance_seconds=config.signature_tolerance_seconds,
                 max_remembered_nonces=config.max_remembered_nonces,
+                ack_timeout_seconds=config.ack_timeout_seconds,
                 buffer=self._limits,
             ),
         )
+        remember_file = None if config.remember_file is None else os.fspath(config.remember_file)
+        self._remembered = Remembered(remember_file, config.remembered_message_ids)
         self._router = receiving_router(self._receiver, self._lifespan)
         self._callbacks: list[Callback] = []
         self._lasting: set[Callback] = set()
@@ -143,21 +147,26 @@ class HttpPubSubClient:
         async with AsyncExitStack() as stack:
             broadcasters = await stack.enter_async_context(self._broadcasters())
             port = await self._bind(stack)
-            registrations = None
+            registrations = durable = None
             if config.host is not None:
+                await asyncio.to_thread(self._remembered.open)
+                stack.callback(self._remembered.close)
+                # Connections of their own: subscribing never queues behind notifies that wait for somebody slow.
+                calls = await stack.enter_async_context(self._broadcasters())
                 registrations = Registrations(
-                    # Connections of their own: subscribing never queues behind notifies that wait for somebody slow.
-                    await stack.enter_async_context(self._broadcasters()),
+                    calls,
                     config.callback_url(port),
                     lease_seconds=config.lease_seconds,
                     request_timeout_seconds=config.request_timeout_seconds,
                     leave_timeout_seconds=config.leave_timeout_seconds,
                 )
-                self._receiver.registrations = registrations
-                stack.callback(setattr, self._receiver, "registrations", None)
+                durable = DurableRegistrations(calls, registrations.url, self._remembered, self._durable_settings())
+                self._receiver.registrations, self._receiver.durable = registrations, durable
+                stack.callback(self._receive_nothing)
                 registrations.open()
                 stack.push_async_callback(registrations.close)
-            self._life = _Life(broadcasters, registrations, stack)
+                stack.push_async_callback(durable.close)
+            self._life = _Life(broadcasters, registrations, durable, stack)
             try:
                 stack.push_async_callback(self._pause_callbacks)
                 for callback in self._callbacks:
@@ -166,7 +175,21 @@ class HttpPubSubClient:
             except BaseException:
                 self._life = None
                 raise
-            self._life = _Life(broadcasters, registrations, stack.pop_all())
+            self._life = _Life(broadcasters, registrations, durable, stack.pop_all())
+
+    def _receive_nothing(self) -> None:
+        self._receiver.registrations = self._receiver.durable = None
+
+    def _durable_settings(self) -> DurableSettings:
+        config = self._config
+        return DurableSettings(
+            lease_seconds=config.durable_lease_seconds,
+            request_timeout_seconds=config.request_timeout_seconds,
+            min_bytes_per_second=config.min_bytes_per_second,
+            max_body_bytes=config.max_body_bytes,
+            spool_bytes=config.spool_bytes,
+            spool_directory=config.spool_path,
+        )
 
     async def _confirm_callbacks(self) -> None:
         """Raises what is wrong with a callback; broadcasters that are away are tried again in the background."""
@@ -235,29 +258,48 @@ class HttpPubSubClient:
             )
         return registrations
 
+    def _running_durable(self) -> DurableRegistrations:
+        registrations, durable = self._running_registrations(), self._running().durable
+        assert durable is not None, "they come together"
+        if not self._config.has_port_of_its_own:
+            logger.warning(
+                "host has port 0, so a restart changes %s: what is pending of its durable names will wait for whoever "
+                "gets that port; give host a port of its own",
+                registrations.url,
+            )
+        return durable
+
     # -- subscribing --------------------------------------------------------------------------------------------
 
-    def subscribe_exact(self, topic: bytes) -> Subscription:
+    # All take the keywords of durable subscriptions: durable="worker-1", ordered=True, ack="processed" or "explicit",
+    # retry_schedule_seconds=[0, 1, 5]. durable_options.py says what they mean; without a name it is best effort.
+
+    def subscribe_exact(self, topic: bytes, **durability: Unpack[DurableKeywords]) -> Subscription:
         """A subscription to one topic. Raises `InvalidTopic`."""
-        return self._subscription([Pattern.exact(topic)])
+        return self._subscription([Pattern.exact(topic)], durability)
 
-    def subscribe_glob(self, glob: str) -> Subscription:
+    def subscribe_glob(self, glob: str, **durability: Unpack[DurableKeywords]) -> Subscription:
         """A subscription to the topics that match a glob (docs/protocol.md). Raises `InvalidGlob`."""
-        return self._subscription([Pattern.glob(glob)])
+        return self._subscription([Pattern.glob(glob)], durability)
 
-    def subscribe_mqtt(self, topic_filter: str) -> Subscription:
+    def subscribe_mqtt(self, topic_filter: str, **durability: Unpack[DurableKeywords]) -> Subscription:
         """A subscription to the topics that match an MQTT 5.0 topic filter. Raises `InvalidGlob`."""
-        return self._subscription([Pattern.mqtt(topic_filter)])
+        return self._subscription([Pattern.mqtt(topic_filter)], durability)
 
-    def subscribe_multi(self) -> Subscription:
+    def subscribe_multi(self, **durability: Unpack[DurableKeywords]) -> Subscription:
         """A subscription to nothing yet: add patterns with its own `subscribe_exact`, `subscribe_glob` and
         `subscribe_mqtt` once it is entered. A message that several of them match arrives once."""
-        return self._subscription([])
+        return self._subscription([], durability)
 
     def subscribe(
-        self, *, exact: Iterable[bytes] = (), glob: Iterable[str] = (), mqtt: Iterable[str] = ()
+        self,
+        *,
+        exact: Iterable[bytes] = (),
+        glob: Iterable[str] = (),
+        mqtt: Iterable[str] = (),
+        **durability: Unpack[DurableKeywords],
     ) -> Subscription:
-        """A subscription to several patterns at once, confirmed in one call; each message arrives once."""
+        """A subscription to several patterns at once, confirmed together; each message arrives once."""
         for name, patterns in (("exact", exact), ("glob", glob), ("mqtt", mqtt)):
             if isinstance(patterns, (bytes, str)):
                 raise TypeError(f"{name} is a list: {name}=[{patterns!r}]")
@@ -266,16 +308,22 @@ class HttpPubSubClient:
                 *(Pattern.exact(topic) for topic in exact),
                 *(Pattern.glob(text) for text in glob),
                 *(Pattern.mqtt(text) for text in mqtt),
-            ]
+            ],
+            durability,
         )
 
-    def _subscription(self, patterns: Iterable[Pattern]) -> Subscription:
-        return Subscription(
-            self._running_registrations,
-            patterns,
-            limits=self._limits,
-            remembered_message_ids=self._config.remembered_message_ids,
-        )
+    def _subscription(self, patterns: Iterable[Pattern], durability: DurableKeywords) -> Subscription:
+        options = durable_options(**durability)
+        if options is None:
+            plain = Inbox(self._limits, remembered_message_ids=self._config.remembered_message_ids)
+            return Subscription(self._running_registrations, patterns, plain)
+        inbox = DurableInbox(options, self._limits, remembered_message_ids=self._config.remembered_message_ids)
+        return Subscription(lambda: self._running_durable().name(inbox.options.name), patterns, inbox)
+
+    async def forget_durable(self, name: str) -> None:
+        """Remove a durable name from the broadcaster: everything that is subscribed under it, with its backlog, in
+        whatever life that was. Raises `RuntimeError` while a subscription of it is entered."""
+        await self._running_durable().forget(name)
 
     def on(
         self,
@@ -283,23 +331,30 @@ class HttpPubSubClient:
         function: Callable[[Message], Any] | None = None,
         *,
         kind: PatternKind | None = None,
+        **durability: Unpack[DurableKeywords],
     ) -> Callback:
         """Call a function, sync or async, with each message: `bytes` mean an exact topic, `str` a glob, or say
         `kind="mqtt"`. See callbacks.py for what to do with the result.
 
         Registered before the client is entered, a callback is confirmed on entering, each time; registered later, it
         ends when the client is left. Exceptions of the function are logged. It runs in the event loop: what blocks
-        belongs into `asyncio.to_thread`.
+        belongs into `asyncio.to_thread`. With a durable name and `ack="processed"` a message counts as received when
+        the function has returned; when it raised, the message comes again as its schedule says.
         """
         if function is not None and not callable(function):
             raise TypeError(f"a callback is a function that takes a message, not {type(function).__name__}")
+        durable_options(**durability)
+        acknowledges = durability.get("ack") == "processed"
+        if acknowledges:
+            durability["ack"] = "explicit"
         callback = Callback(
             _pattern(pattern, kind),
             function,
-            subscribe=lambda wanted: self._subscription([wanted]),
+            subscribe=lambda wanted: self._subscription([wanted], durability),
             is_running=lambda: self._life is not None,
             forget=self._forget_callback,
             leave_timeout_seconds=self._config.leave_timeout_seconds,
+            acknowledges=acknowledges,
         )
         self._callbacks.append(callback)
         if self._life is None:
@@ -324,6 +379,8 @@ class HttpPubSubClient:
         wait: float | None = None,
         respond_async: bool = False,
         traceparent: str | None = None,
+        deliver_at: Moment | None = None,
+        expires: Moment | None = None,
     ) -> NotifyResult:
         """Publish one message and tell what became of it.
 
@@ -334,39 +391,18 @@ class HttpPubSubClient:
         `respond_async`: it answers as soon as it has the message (RFC 7240). With an `idempotency_key`, 1 to 255
         visible ASCII characters, the message is published once however often this is called with it, so a call whose
         outcome is unknown is tried again by itself; without one it raises `BroadcastersUnavailable`.
+
+        For durable subscriptions: `deliver_at` schedules the message, which then goes to them only, and `expires` is
+        when it is no longer worth sending, counted from when it is due. Both are a `datetime` with its time zone, or a
+        `timedelta` or seconds from now.
         """
-        life = self._running()
-        config = self._config
-        config.broadcaster_urls()
-        query = f"topic={encode_topic(check_topic(topic))}"
-        headers = {"content-type": content_type_or_default(content_type)}
-        headers |= _notify_headers(idempotency_key, wait, respond_async=respond_async, traceparent=traceparent)
-        body = await open_outgoing(
-            data,
-            sync_file,
-            spool_bytes=config.spool_bytes,
-            max_bytes=config.max_body_bytes,
-            directory=self._directory,
-        )
-        try:
-            deadline = config.notify_timeout_seconds + (wait or 0.0) + 2 * body.size / config.min_bytes_per_second
-            answer = await life.broadcasters.call(
-                "POST",
-                "/v1/notify",
-                query=query,
-                headers=headers,
-                body=body,
-                repeatable=idempotency_key is not None,
-                retry_seconds=config.request_timeout_seconds,
-                deadline_seconds=deadline,
-                attempt_seconds=deadline,
-            )
-        finally:
-            body.close()
-        try:
-            return NotifyResult.from_json(answer.fields())
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{answer.url}: {error.detail}") from None
+        options = PublishOptions(content_type, idempotency_key, wait, respond_async, traceparent, deliver_at, expires)
+        return await publish(self._running().broadcasters, self._config, topic, data, sync_file, options)
+
+    async def cancel_scheduled(self, message_id: str) -> int:
+        """Call off a scheduled message (`NotifyResult.message_id`): how many deliveries will not be made. Those that
+        have begun go on. Raises `NotFound`."""
+        return await cancel_scheduled(self._running().broadcasters, self._config, message_id)
 
 
 def _pattern(pattern: bytes | str, kind: PatternKind | None) -> Pattern:
@@ -381,23 +417,3 @@ def _pattern(pattern: bytes | str, kind: PatternKind | None) -> Pattern:
         "a pattern is bytes for one exact topic, str for a glob, or str with kind='mqtt'; "
         f"got {type(pattern).__name__} with kind={kind!r}"
     )
-
-
-def _notify_headers(
-    idempotency_key: str | None, wait: float | None, *, respond_async: bool, traceparent: str | None
-) -> dict[str, str]:
-    headers = {}
-    if idempotency_key is not None:
-        headers["idempotency-key"] = check_idempotency_key(idempotency_key)
-    preferences = ["respond-async"] if respond_async else []
-    if wait is not None:
-        if not 0 <= wait <= 86_400:
-            raise InvalidRequest(f"wait is 0 to 86400 seconds; got {wait!r}")
-        preferences.append(f"wait={math.ceil(wait)}")
-    if preferences:
-        headers["prefer"] = ", ".join(preferences)
-    if traceparent is not None:
-        if parse_traceparent(traceparent) is None:
-            raise InvalidRequest("traceparent is not one (W3C Trace Context section 3.2)")
-        headers["traceparent"] = traceparent
-    return headers

@@ -99,6 +99,13 @@ class HttpPubSubConfig:
     lease_seconds: int = 600
     """How long the broadcasters keep our subscriptions when we die; renewed at a third of it."""
 
+    durable_lease_seconds: int = 864_000
+    """How long the broadcasters keep what is subscribed under a durable name while it is away; renewed at a third of
+    it. They grant at most their `max_lease_seconds`."""
+    ack_timeout_seconds: float = 8.0
+    """How long the answer to a durable delivery waits to be acknowledged; then it is 503, and the next attempt waits
+    on. Stay below the broadcasters' `attempt_timeout_seconds`."""
+
     buffer_messages: int = 1024
     """Messages that wait in one subscription for its consumer; more are answered 503, to be sent again later."""
     buffer_bytes: int = 64 * MEBIBYTE
@@ -106,7 +113,10 @@ class HttpPubSubConfig:
     buffer_spooled_bytes: int = 4 * GIBIBYTE
     """The same in bytes of bodies in temporary files."""
     remembered_message_ids: int = 10_000
-    """Ids that one subscription remembers to drop duplicates."""
+    """Ids that one subscription remembers to drop duplicates; of durable ones the client remembers so many in all."""
+    remember_file: Path | str | None = None
+    """Where the client remembers durable messages across its restarts; a second file `.2` lies beside it. Each process
+    needs its own. None: in memory only."""
     spool_bytes: int = 10 * MEBIBYTE
     """Larger bodies, in either direction, lie in a temporary file."""
     spool_directory: Path | str | None = None
@@ -137,6 +147,8 @@ class HttpPubSubConfig:
         listens = self.bind is not None and self.bind["type"] == "uvicorn"
         if self.host is not None and _PORT_ZERO.match(self.host) and not listens:
             raise ConfigurationError("host with port 0 needs bind with type='uvicorn', which knows the real port")
+        if self.remember_file is not None and not isinstance(self.remember_file, (str, Path)):
+            raise ConfigurationError(f"remember_file is a path, not {type(self.remember_file).__name__}")
         if self.broadcasters is not None:
             urls = tuple(dict.fromkeys(_broadcaster_url(url) for url in _several(self.broadcasters)))
             object.__setattr__(self, "broadcasters", urls)
@@ -160,6 +172,16 @@ class HttpPubSubConfig:
                 "subscribing needs HttpPubSubConfig(host='http://...'): the URL at which the broadcasters reach us"
             )
         return _callback_url(self.host, port)
+
+    @property
+    def spool_path(self) -> str | None:
+        """`spool_directory` as text."""
+        return None if self.spool_directory is None else os.fspath(self.spool_directory)
+
+    @property
+    def has_port_of_its_own(self) -> bool:
+        """Whether the callback URL is the same after a restart, as durable names need it."""
+        return self.host is not None and not _PORT_ZERO.match(self.host)
 
     @property
     def path(self) -> str:
@@ -215,6 +237,8 @@ _NUMBERS: dict[str, tuple[float, bool]] = {
     "min_bytes_per_second": (1, True),
     "leave_timeout_seconds": (0.001, False),
     "lease_seconds": (1, True),
+    "durable_lease_seconds": (1, True),
+    "ack_timeout_seconds": (0.001, False),
     "buffer_messages": (1, True),
     "buffer_bytes": (0, True),
     "buffer_spooled_bytes": (0, True),

@@ -8,12 +8,15 @@ The order matters. Nothing of the body is read before the headers are proven and
 | signature or token holds, its nonce is new                  | 401 unauthorized, replayed                 |
 | the headers of a delivery are well-formed                   | 400, 422                                   |
 | it is for this process (`Pubsub-Fragment`)                  | 503: behind one address, another one's turn |
-| the subscription is ours                                    | 410; 503 while that is not certain         |
+| the subscription is ours                                    | 410; 503 if durable, or not certain (yet) |
 | somebody has not got the message yet                        | 200, it is a duplicate                     |
 | one of them has room                                        | 503 + Retry-After                          |
 | the body arrives in time, within the limit                  | 408, 413                                   |
 | it has the digest that was signed                           | 400 digest_mismatch                        |
 | everyone takes it                                           | 503 + Retry-After; the retry is for the rest |
+| durable: everyone has acknowledged it, as `ack` says        | 503; the message stays, its next attempt waits on |
+
+A durable delivery is never answered 410: its name may be away for a while, and what is pending waits for it.
 
 The route is plain ASGI, because it is the hot one; its OpenAPI entry stands beside it.
 """
@@ -25,7 +28,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +38,14 @@ from starlette.routing import Route
 
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.buffer import Limits, Room
+from httppubsubclient.durable_name import DurableName
+from httppubsubclient.durable_options import durable_name_of
+from httppubsubclient.durable_registrations import DurableRegistrations
 from httppubsubclient.protocol.credentials import Credentials, verify_delivery
 from httppubsubclient.protocol.errors import (
     PROBLEM_CONTENT_TYPE,
     DigestMismatch,
+    Gone,
     InvalidRequest,
     PubSubError,
     Replayed,
@@ -51,10 +58,11 @@ from httppubsubclient.protocol.errors import (
     wire_of,
 )
 from httppubsubclient.protocol.headers import parse_headers
-from httppubsubclient.protocol.messages import RECEIVE_PATH, parse_delivery
+from httppubsubclient.protocol.messages import RECEIVE_PATH, Delivery, parse_delivery
+from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.replay import ReplayWindow
 from httppubsubclient.protocol.signatures import parse_content_digest
-from httppubsubclient.registrations import Registrations
+from httppubsubclient.registrations import Member, Registrations
 
 __all__ = ["Receiver", "ReceiverLimits", "receiving_app", "receiving_router"]
 
@@ -88,14 +96,17 @@ class ReceiverLimits:
     body_idle_timeout_seconds: float
     signature_tolerance_seconds: int
     max_remembered_nonces: int
+    ack_timeout_seconds: float
     buffer: Limits
 
 
 class Receiver:
-    """The ASGI application behind `/v1/receive`. `registrations` is None while the client is not entered."""
+    """The ASGI application behind `/v1/receive`. `registrations` and `durable` are None while the client is not
+    entered."""
 
     def __init__(self, credentials: Credentials, fragment: str | None, limits: ReceiverLimits) -> None:
         self.registrations: Registrations | None = None
+        self.durable: DurableRegistrations | None = None
         self._credentials = credentials
         self._fragment = fragment
         self._limits = limits
@@ -141,13 +152,13 @@ class Receiver:
                 f"{_shown_fragment(delivery.fragment)}",
                 retry_after_seconds=0,
             )
-        if self.registrations is None:
-            raise Unavailable("this client is not running", retry_after_seconds=_RETRY_AFTER_SECONDS)
-        registrations = self.registrations
-        _, members = await registrations.members(delivery.subscription_id)
+        registry = self._registry(scope.get("query_string", b""))
+        _, members = await _members(registry, delivery)
         lacking = [member for member in members if not member.has(delivery.message_id)]
         if not lacking:
             await self._discard(receive)
+            registry.arrived(delivery)
+            await self._acknowledged(delivery.message_id, members, receive)
             return
         size = length if length is not None else self._limits.spool_bytes
         if not any(member.fits(size) for member in lacking) or not self._arriving.fits(size):
@@ -158,10 +169,45 @@ class Receiver:
         finally:
             self._arriving.give_back(size)
         # Asked again, because a while has passed.
-        pattern, members = await registrations.members(delivery.subscription_id)
+        pattern, members = await _members(registry, delivery)
         accepted = [member.offer(delivery, pattern, body) for member in members]
         if not all(accepted):
             raise _full()
+        registry.arrived(delivery)
+        await self._acknowledged(delivery.message_id, members, receive)
+
+    def _registry(self, query: bytes) -> Registrations | DurableName:
+        """Who knows the subscription: each durable name has a callback URL of its own."""
+        if self.registrations is None or self.durable is None:
+            raise Unavailable("this client is not running", retry_after_seconds=_RETRY_AFTER_SECONDS)
+        name = durable_name_of(query)
+        return self.registrations if name is None else self.durable.entered(name)
+
+    async def _acknowledged(self, message_id: str, members: Sequence[Member], receive: Receive) -> None:
+        """Return when all have acknowledged the message, which is at once where nobody has to. Raises `Unavailable`
+        when one has given it back, or after `ack_timeout_seconds`; the message stays where it is then, and its next
+        attempt waits on."""
+        waited_for = {one for member in members if (one := member.unacknowledged(message_id)) is not None}
+        if not waited_for:
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limits.ack_timeout_seconds
+        gone = asyncio.create_task(_gone(receive))
+        try:
+            while waited_for:
+                left = max(0.0, end - loop.time())
+                everything: set[asyncio.Future[bool]] = {gone, *waited_for}
+                done, _ = await asyncio.wait(everything, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise Unavailable("the message was not acknowledged yet", retry_after_seconds=_RETRY_AFTER_SECONDS)
+                answered = waited_for & done
+                if not all(one.result() for one in answered):
+                    raise Unavailable("the message was given back")
+                waited_for -= answered
+                if waited_for and gone in done:
+                    raise _Disconnected
+        finally:
+            gone.cancel()
 
     def _authenticate(self, method: str, headers: dict[str, str]) -> None:
         now = time.time()
@@ -240,6 +286,25 @@ class Receiver:
                 raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
 
 
+async def _members(registry: Registrations | DurableName, delivery: Delivery) -> tuple[Pattern, Sequence[Member]]:
+    """Who gets a delivery; a durable one is never answered 410."""
+    try:
+        return await registry.members(delivery.subscription_id)
+    except Gone:
+        if delivery.sequence is None:
+            raise
+        raise Unavailable(
+            "a durable delivery for nobody came without the name in its query: does a proxy remove the query?"
+        ) from None
+
+
+async def _gone(receive: Receive) -> bool:
+    """Return when the other side has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    return True
+
+
 def receiving_router(receiver: Receiver, lifespan: Callable[[Any], AbstractAsyncContextManager[None]]) -> APIRouter:
     """The router with `POST /v1/receive`. Dependencies given to `include_router` do not apply to it: its only guard is
     the authentication of the broadcasters."""
@@ -255,8 +320,8 @@ def receiving_router(receiver: Receiver, lifespan: Callable[[Any], AbstractAsync
         summary="Receive a message from a broadcaster",
         description=(
             "One delivery: the published bytes as the body, everything about them in headers. 2xx acknowledges that "
-            "the message is in the buffer of each subscription it is for. An answer of 410 makes the broadcaster "
-            "forget the subscription."
+            "the message is in the buffer of each subscription it is for, or, if a durable subscription asks for that, "
+            "that the application has it. An answer of 410 makes the broadcaster forget the subscription."
         ),
         responses=_RESPONSES,
         openapi_extra={"parameters": _PARAMETERS, "requestBody": _REQUEST_BODY},
@@ -307,6 +372,8 @@ _PARAMETERS = [
     _header("Pubsub-Subscription", "The subscription id", "sub_7Hq2"),
     _header("Pubsub-Attempt", "1, 2, ...", "1"),
     _header("Pubsub-Fragment", "The fragment of the subscribed URL", "1", required=False),
+    _header("Pubsub-Sequence", "Durable: 1, 2, 3 ... among those of the subscription", "7", required=False),
+    _header("Pubsub-Previous", "Durable: the message id of the one before", "msg_1kWsRt", required=False),
     _header("Content-Digest", "SHA-256 of the body (RFC 9530)", "sha-256=:...:", required=False),
     _header("Signature-Input", "With hmac (RFC 9421)", "httppubsub=(...)", required=False),
     _header("Signature", "With hmac (RFC 9421)", "httppubsub=:...:", required=False),
@@ -329,7 +396,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     413: {"description": "The body is too large", "content": _PROBLEM},
     415: {"description": "Content-Encoding is not identity", "content": _PROBLEM},
     422: {"description": "The topic is malformed", "content": _PROBLEM},
-    503: {"description": "A buffer is full: again after Retry-After", "content": _PROBLEM},
+    503: {"description": "A buffer is full, a durable name is away: again after Retry-After", "content": _PROBLEM},
 }
 
 
@@ -349,8 +416,8 @@ async def _answer(send: Send, error: PubSubError | None) -> None:
         status = wire_of(error).status
         body = json.dumps(problem(error)).encode()
         headers.append((b"content-type", PROBLEM_CONTENT_TYPE.encode()))
-        if isinstance(error, Unavailable):
-            headers.append((b"retry-after", b"%d" % round(error.retry_after_seconds or 0)))
+        if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+            headers.append((b"retry-after", b"%d" % round(error.retry_after_seconds)))
         if isinstance(error, Unauthorized):  # RFC 9110 section 15.5.2
             headers.append((b"www-authenticate", (error.challenge or "Signature").encode()))
     headers.append((b"content-length", b"%d" % len(body)))

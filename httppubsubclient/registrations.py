@@ -41,7 +41,7 @@ from httppubsubclient.protocol.messages import Delivery, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.retry import backoff_delay
 
-__all__ = ["Member", "Registrations"]
+__all__ = ["MAX_PATTERNS", "PATH", "UNDECIDED_SECONDS", "Member", "Registrations", "parse_subscription"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,10 @@ class Member(Protocol):
 
     def offer(self, delivery: Delivery, pattern: Pattern, body: Body) -> bool:
         """Accept the message; True as well when it was accepted before. False: no room."""
+        ...
+
+    def unacknowledged(self, message_id: str) -> asyncio.Future[bool] | None:
+        """What to wait for before the message counts as received; None: for nothing."""
         ...
 
     def close(self) -> None:
@@ -151,6 +155,10 @@ class Registrations:
         latter is logged and repaired later."""
         self._forget(patterns, member)
         await self._settle_while_leaving()
+
+    async def leave(self, patterns: Collection[Pattern], member: Member) -> None:
+        """The same as `remove`: with best effort nothing is kept for those who are away."""
+        await self.remove(patterns, member)
 
     async def members(self, subscription_id: str) -> tuple[Pattern, list[Member]]:
         """Who gets the deliveries of a subscription. Raises `Gone` when it certainly is none of ours, `Unavailable`
@@ -307,7 +315,7 @@ class Registrations:
             "lease_seconds": self._lease_seconds,
         }
         answer = await self._call("POST", PATH, deadline, fields=fields)
-        kept = _subscription(answer, answer.fields())
+        kept = parse_subscription(answer, answer.fields())
         self._confirmed[pattern] = kept.id
         self._patterns_by_id[kept.id] = pattern
         self._etag = answer.headers.get("etag")
@@ -342,6 +350,9 @@ class Registrations:
             retry_seconds=left,
             deadline_seconds=left,
         )
+
+    def arrived(self, delivery: Delivery) -> None:
+        """A delivery was accepted; with best effort they have no numbers."""
 
     async def _settle_while_leaving(self) -> None:
         try:
@@ -412,10 +423,11 @@ def _subscriptions(answer: Answer) -> list[Subscription]:
     entries = answer.fields().get("subscriptions")
     if not isinstance(entries, list):
         raise PubSubError(f"{answer.url} answered without the list of subscriptions")
-    return [_subscription(answer, entry) for entry in entries]
+    return [parse_subscription(answer, entry) for entry in entries]
 
 
-def _subscription(answer: Answer, fields: Any) -> Subscription:
+def parse_subscription(answer: Answer, fields: Any) -> Subscription:
+    """A subscription as a broadcaster answered it. Raises `PubSubError` that names the broadcaster."""
     try:
         return Subscription.from_json(fields)
     except (InvalidRequest, AttributeError, TypeError) as error:

@@ -4,93 +4,46 @@
         async for message in subscription:
             print(message.topic, message.text())
 
-Entering returns when a broadcaster has confirmed the subscription; leaving unsubscribes. Between the two, messages
-that were accepted from a broadcaster wait in a bounded buffer. What is acknowledged to the broadcaster is that a
-message is in the buffer, not that it was consumed.
+Entering returns when a broadcaster has confirmed the subscription; leaving unsubscribes, unless it has a durable name.
+Between the two, messages that were accepted from a broadcaster wait in a bounded buffer (inbox.py). What is
+acknowledged to the broadcaster is that a message is in the buffer, not that it was consumed, unless a durable
+subscription asks for more (durable_inbox.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Generator, Iterable
-from email.message import Message as _MimeHeaders
+from collections.abc import Callable, Collection, Generator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, Protocol, TypeVar
 
-from httppubsubclient.bodies import Body
-from httppubsubclient.buffer import Buffer, Closed, Limits
-from httppubsubclient.protocol.messages import Delivery
+from httppubsubclient.buffer import Closed
+from httppubsubclient.durable_name import DurableName
+from httppubsubclient.inbox import Inbox
+from httppubsubclient.message import Message
+from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubclient.protocol.topics import shown_topic
 
-if TYPE_CHECKING:
-    from httppubsubclient.registrations import Registrations
-
-__all__ = ["Message", "Messages", "MessagesOrNone", "Subscription"]
+__all__ = ["Message", "Messages", "MessagesOrNone", "Registry", "Subscription"]
 
 
-class Message:
-    """One message that arrived. Its body is in memory, or in a temporary file that lives as long as this object."""
+InboxT = TypeVar("InboxT", bound=Inbox, contravariant=True)
 
-    __slots__ = ("_body", "_data", "content_type", "message_id", "pattern", "topic", "traceparent")
 
-    def __init__(self, delivery: Delivery, pattern: Pattern, body: Body) -> None:
-        self.topic: bytes = delivery.topic
-        self.message_id: str = delivery.message_id
-        """The same for every subscriber and every attempt."""
-        self.content_type: str = delivery.content_type
-        """As published; `application/octet-stream` when the publisher said nothing."""
-        self.traceparent: str | None = delivery.traceparent
-        """W3C trace context of the publisher."""
-        self.pattern: Pattern = pattern
-        """The (first) pattern of the subscription that this message came for."""
-        self._body = body
-        self._data: BinaryIO | None = None
+class Registry(Protocol[InboxT]):
+    """Where an inbox is subscribed: registrations.py, or with a durable name durable_name.py."""
 
-    @property
-    def data(self) -> BinaryIO:
-        """The body as a file that is open for reading; always the same one, with its position. Reading a body larger
-        than `spool_bytes` reads from disk: `await message.read()` does that off the event loop."""
-        if self._data is None:
-            self._data = self._body.open()
-        return self._data
+    async def add(self, patterns: Collection[Pattern], inbox: InboxT, /) -> None:
+        """Subscribe; returns when it is confirmed."""
+        ...
 
-    @property
-    def size(self) -> int:
-        """Length of the body in bytes."""
-        return self._body.size
+    async def leave(self, patterns: Collection[Pattern], inbox: InboxT, /) -> None:
+        """The inbox gets nothing more."""
+        ...
 
-    @property
-    def content(self) -> bytes:
-        """The whole body, wherever `data` stands."""
-        if self._body.data is not None:
-            return self._body.data
-        with self._body.open() as file:
-            return file.read()
-
-    async def read(self) -> bytes:
-        """The whole body, read off the event loop when it lies in a file."""
-        if self._body.data is not None:
-            return self._body.data
-        return await asyncio.to_thread(lambda: self.content)
-
-    def text(self) -> str:
-        """The body as text, in the charset of its Content-Type, else UTF-8. Raises `UnicodeDecodeError`."""
-        headers = _MimeHeaders()
-        headers["content-type"] = self.content_type
-        charset = headers.get_content_charset("utf-8")
-        try:
-            return self.content.decode(charset)
-        except LookupError:
-            return self.content.decode("utf-8")
-
-    def json(self) -> Any:
-        """The body parsed as JSON. Raises `ValueError`."""
-        return json.loads(self.content)
-
-    def __repr__(self) -> str:
-        return f"<Message {self.message_id} topic={shown_topic(self.topic)} {self.content_type} of {self.size} bytes>"
+    async def remove(self, patterns: Collection[Pattern], inbox: InboxT, /) -> None:
+        """Unsubscribe, at the broadcaster too."""
+        ...
 
 
 class Subscription:
@@ -102,32 +55,27 @@ class Subscription:
 
     def __init__(
         self,
-        connect: Callable[[], Registrations],
+        connect: Callable[[], Registry[Any]],
         patterns: Iterable[Pattern],
-        *,
-        limits: Limits,
-        remembered_message_ids: int,
+        inbox: Inbox,
     ) -> None:
+        """`connect` gives the registry for this kind of inbox, while the client is entered."""
         self._connect = connect
         self._patterns: dict[Pattern, None] = dict.fromkeys(patterns)
-        self._buffer: Buffer[Message] = Buffer(limits, size_of=lambda message: message.size)
-        self._remembered_message_ids = remembered_message_ids
-        self._accepted: dict[str, None] = {}
-        self._registrations: Registrations | None = None
+        self._inbox = inbox
+        self._registry: Registry[Any] | None = None
         self._changing = asyncio.Lock()
-        self._state: Literal["new", "entered", "left"] = "new"
 
     # -- the life of it -----------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Subscription:
-        if self._state != "new":
+        if self._registry is not None or self._inbox.closed:
             raise RuntimeError("a subscription is entered once: make another one")
-        self._registrations = self._connect()
-        self._state = "entered"
+        self._registry = self._connect()
         try:
-            await self._registrations.add(list(self._patterns), self)
+            await self._registry.add(list(self._patterns), self._inbox)
         except BaseException:
-            self.close()
+            self._inbox.close()
             raise
         return self
 
@@ -137,18 +85,13 @@ class Subscription:
         await self.leave()
 
     async def leave(self) -> None:
-        """What leaving the context does: iterators end, buffered messages are dropped, the broadcaster is told.
-        Idempotent."""
-        registrations, patterns = self._registrations, list(self._patterns)
-        was_entered = self._state == "entered"
-        self.close()
-        if was_entered and registrations is not None and patterns:
-            await registrations.remove(patterns, self)
-
-    def close(self) -> None:
-        """End every iterator, here only; the broadcaster is not told. Idempotent."""
-        self._state = "left"
-        self._buffer.close()
+        """What leaving the context does: iterators end, buffered messages are dropped. The broadcaster is told, but for
+        a durable name: that stays subscribed. Idempotent."""
+        registry, patterns = self._registry, list(self._patterns)
+        was_entered = not self._inbox.closed
+        self._inbox.close()
+        if was_entered and registry is not None and patterns:
+            await registry.leave(patterns, self._inbox)
 
     # -- what it is subscribed to -------------------------------------------------------------------------------
 
@@ -183,26 +126,69 @@ class Subscription:
 
     async def _subscribe(self, pattern: Pattern) -> None:
         async with self._changing:
-            registrations = self._entered()
+            registry = self._entered()
             if pattern in self._patterns:
                 return
-            await registrations.add([pattern], self)
-            if self._state == "left":
-                await registrations.remove([pattern], self)
+            await registry.add([pattern], self._inbox)
+            if self._inbox.closed:
+                await registry.leave([pattern], self._inbox)
                 self._entered()
             self._patterns[pattern] = None
 
     async def _unsubscribe(self, pattern: Pattern) -> None:
         async with self._changing:
-            registrations = self._entered()
+            registry = self._entered()
             if pattern in self._patterns:
                 del self._patterns[pattern]
-                await registrations.remove([pattern], self)
+                try:
+                    await registry.remove([pattern], self._inbox)
+                except BaseException:
+                    self._patterns[pattern] = None
+                    raise
 
-    def _entered(self) -> Registrations:
-        if self._state != "entered" or self._registrations is None:
+    def _entered(self) -> Registry[Any]:
+        if self._registry is None or self._inbox.closed:
             raise RuntimeError("this subscription is not entered: async with ... as subscription")
-        return self._registrations
+        return self._registry
+
+    def _was_entered(self) -> None:
+        """What was left ends its iterators; only what was never entered is a mistake."""
+        if self._registry is None and not self._inbox.closed:
+            self._entered()
+
+    # -- continuity of a durable subscription -----------------------------------------------------------------------
+
+    @property
+    def missing(self) -> dict[Pattern, tuple[range, ...]]:
+        """The numbers (`message.sequence`) that were jumped and have not come, for patterns that have such; empty when
+        there is no gap. Unless it is `ordered`, messages that overtake others make gaps for moments."""
+        return self._durable_name().missing(self._patterns)
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the numbers began anew: the broadcaster's database is another one, or an older copy, and what was
+        sent between is not known. `catch_up` ends it."""
+        return self._durable_name().restarted(self._patterns)
+
+    async def catch_up(self, *, after: int | None = None) -> bool:
+        """Ask the broadcaster for everything after what is complete, and put what has not come yet into the buffer.
+        True when nothing is missing any more.
+
+        False: something is no longer kept; or the buffer is full (take messages and call it again); or nothing has
+        come yet, so that there is nothing to count from. `after`, with one pattern only, counts from that number
+        instead: the `sequence` of the last message of an earlier life, or 0 for everything that is kept.
+        """
+        name = self._durable_name()
+        if after is not None and len(self._patterns) != 1:
+            raise InvalidRequest("after= needs a subscription with one pattern: each counts for itself")
+        outcomes = [await name.catch_up(pattern, after) for pattern in list(self._patterns)]
+        return all(outcomes)
+
+    def _durable_name(self) -> DurableName:
+        registry = self._entered()
+        if not isinstance(registry, DurableName):
+            raise TypeError("only durable subscriptions have numbers: durable='a-name'")
+        return registry
 
     # -- messages, consumer's side ------------------------------------------------------------------------------
 
@@ -215,50 +201,27 @@ class Subscription:
 
     def messages(self) -> Messages:
         """An async iterator over the messages; it may also be awaited, which gives itself."""
-        if self._state == "new":
-            self._entered()
-        return Messages(self._buffer)
+        self._was_entered()
+        return Messages(self._inbox)
 
     def with_timeout(self, seconds: float) -> MessagesOrNone:
         """Like iterating, but yields None each time that `seconds` pass without a message."""
-        if self._state == "new":
-            self._entered()
-        return MessagesOrNone(self._buffer, seconds)
-
-    # -- messages, broadcaster's side (registrations.Member) ----------------------------------------------------
-
-    def has(self, message_id: str) -> bool:
-        """Whether this message was accepted, as far as that is remembered."""
-        return message_id in self._accepted
-
-    def fits(self, size: int) -> bool:
-        """Whether a body of `size` bytes would be accepted now."""
-        return self._buffer.fits(size)
-
-    def offer(self, delivery: Delivery, pattern: Pattern, body: Body) -> bool:
-        """Take the message; True as well when it was taken before. False: the buffer is full."""
-        if self._state == "left" or delivery.message_id in self._accepted:
-            return True
-        if not self._buffer.put(Message(delivery, pattern, body)):
-            return False
-        self._accepted[delivery.message_id] = None
-        if len(self._accepted) > self._remembered_message_ids:
-            del self._accepted[next(iter(self._accepted))]
-        return True
+        self._was_entered()
+        return MessagesOrNone(self._inbox, seconds)
 
 
 class Messages:
     """`async for message in subscription`, or `iterator = await subscription.__aiter__()`."""
 
-    def __init__(self, buffer: Buffer[Message]) -> None:
-        self._buffer = buffer
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
 
     def __aiter__(self) -> Messages:
         return self
 
     async def __anext__(self) -> Message:
         try:
-            return await self._buffer.get()
+            return await self._inbox.get()
         except Closed:
             raise StopAsyncIteration from None
 
@@ -272,8 +235,8 @@ class Messages:
 class MessagesOrNone:
     """`async for message in subscription.with_timeout(5)`."""
 
-    def __init__(self, buffer: Buffer[Message], seconds: float) -> None:
-        self._buffer = buffer
+    def __init__(self, inbox: Inbox, seconds: float) -> None:
+        self._inbox = inbox
         self._seconds = seconds
 
     def __aiter__(self) -> MessagesOrNone:
@@ -282,7 +245,7 @@ class MessagesOrNone:
     async def __anext__(self) -> Message | None:
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._buffer.get()
+                return await self._inbox.get()
         except TimeoutError:
             return None
         except Closed:

@@ -65,11 +65,14 @@ SERVER_ROWS = [
 ]
 CLIENT_ROWS = [
     {"bodies", "replay_file", "request_heads", "waiting"},
-    {"config", "buffer"},
-    {"outgoing", "broadcasters", "listener"},
+    {"config", "buffer", "remembered", "durable_options", "message"},
+    {"outgoing", "broadcasters", "listener", "inbox"},
+    {"durable_inbox", "registrations", "publishing"},
+    {"durable_calls", "continuity"},
+    {"durable_name"},
+    {"durable_registrations"},
     {"subscriptions"},
-    {"registrations", "callbacks"},
-    {"receiver"},
+    {"receiver", "callbacks"},
     {"client"},
     {"cli_connection"},
     {"cli_listen", "cli_notify", "cli_signatures"},

@@ -21,6 +21,7 @@ from httppubsubclient.config import HttpPubSubConfig
 from httppubsubclient.protocol.credentials import Credentials, Key, sign_delivery, verify_request
 from httppubsubclient.protocol.errors import NotFound, PreconditionFailed, PubSubError, problem, wire_of
 from httppubsubclient.protocol.messages import Notification, Subscription, delivery_headers
+from httppubsubclient.protocol.options import options_from_json
 from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
 from httppubsubclient.protocol.signatures import content_digest
 
@@ -87,9 +88,12 @@ class FakeBroadcaster:
                 return httpx.Response(200, json=counts)
             case "POST", "/v1/subscriptions":
                 fields = json.loads(request.content)
-                assert fields["delivery"] == "best_effort"
+                known = len(self.kept)
                 made = self.keep(fields["url"], fields).to_json()
-                return httpx.Response(201, json=made, headers={"etag": self.etag(fields["url"])})
+                is_new = len(self.kept) > known
+                return httpx.Response(
+                    201 if is_new else 200, json=made, headers={"etag": self.etag(fields["url"])}
+                )
             case "PUT", "/v1/subscriptions":
                 url = parse_qs(query)["url"][0]
                 if_match = request.headers.get("if-match")
@@ -120,7 +124,9 @@ class FakeBroadcaster:
         lease_seconds = self.lease_seconds or fields["lease_seconds"]
         # No two calls happen at the same moment, so each of them shows in the ETag.
         expires_at = YEAR_2030 + next(self._moments)
-        self.kept[subscription_id] = Subscription(subscription_id, url, pattern, lease_seconds, YEAR_2030, expires_at)
+        self.kept[subscription_id] = Subscription(
+            subscription_id, url, pattern, lease_seconds, YEAR_2030, expires_at, *options_from_json(fields)
+        )
         return self.kept[subscription_id]
 
     def etag(self, url: str) -> str:
@@ -144,13 +150,23 @@ class FakeBroadcaster:
         fragment: str | None = None,
         attempt: int = 1,
         age_seconds: int = 0,
+        sequence: int | None = None,
+        previous_message_id: str | None = None,
         credentials: Credentials = RECEIVE_AUTH,
     ) -> dict[str, str]:
         """The headers of one signed attempt; each has a nonce of its own."""
         sha256 = hashlib.sha256(body).digest()
         now = int(time.time()) - age_seconds
         notification = Notification(message_id, topic, content_type, sha256, len(body))
-        headers = delivery_headers(notification, subscription_id, attempt=attempt, timestamp=now, fragment=fragment)
+        headers = delivery_headers(
+            notification,
+            subscription_id,
+            attempt=attempt,
+            timestamp=now,
+            fragment=fragment,
+            sequence=sequence,
+            previous_message_id=previous_message_id,
+        )
         headers["content-digest"] = content_digest(sha256)
         nonce = f"{next(self._nonces):022d}"
         return headers | sign_delivery(credentials, headers=headers, now=now, nonce=nonce)
@@ -185,14 +201,21 @@ class Wire:
         self.broadcaster = broadcaster
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HOST)
 
-    async def post(self, headers: dict[str, str], body: Any = b"") -> httpx.Response:
-        return await self.http.post("/v1/receive", headers=headers, content=body)
+    async def post(self, headers: dict[str, str], body: Any = b"", query: str = "") -> httpx.Response:
+        return await self.http.post(f"/v1/receive{query}", headers=headers, content=body)
 
     async def deliver(
-        self, pattern: Pattern | str, topic: bytes = b"foo/bar", body: bytes = b"hello", **options: Any
+        self,
+        pattern: Pattern | str,
+        topic: bytes = b"foo/bar",
+        body: bytes = b"hello",
+        *,
+        durable: str | None = None,
+        **options: Any,
     ) -> httpx.Response:
         subscription_id = pattern if isinstance(pattern, str) else self.broadcaster.id_of(pattern)
-        return await self.post(self.broadcaster.delivery(subscription_id, topic, body, **options), body)
+        query = "" if durable is None else f"?durable={durable}"
+        return await self.post(self.broadcaster.delivery(subscription_id, topic, body, **options), body, query)
 
 
 @pytest.fixture
@@ -234,6 +257,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("httppubsubclient.broadcasters._BASE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr("httppubsubclient.broadcasters._MAX_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr("httppubsubclient.registrations._RENEW_AT", 0.05)
+    monkeypatch.setattr("httppubsubclient.durable_name._RENEW_AT", 0.05)
 
 
 @pytest.fixture

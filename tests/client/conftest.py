@@ -47,6 +47,11 @@ class FakeBroadcaster:
         self.next: list[Behaviour] = []
         self.always: Behaviour | None = None
         self.lease_seconds: int | None = None
+        self.pages: dict[str, list[dict[str, Any]]] = {}
+        """What is kept of the messages of a subscription, by its id."""
+        self.bodies: dict[str, bytes] = {}
+        self.page_size = 100
+        self.scheduled = {"msg_later": 3}
         self._ids = (f"sub_{number}" for number in itertools.count(1))
         self._moments = itertools.count(1)
         self._nonces = itertools.count(1)
@@ -91,9 +96,7 @@ class FakeBroadcaster:
                 known = len(self.kept)
                 made = self.keep(fields["url"], fields).to_json()
                 is_new = len(self.kept) > known
-                return httpx.Response(
-                    201 if is_new else 200, json=made, headers={"etag": self.etag(fields["url"])}
-                )
+                return httpx.Response(201 if is_new else 200, json=made, headers={"etag": self.etag(fields["url"])})
             case "PUT", "/v1/subscriptions":
                 url = parse_qs(query)["url"][0]
                 if_match = request.headers.get("if-match")
@@ -111,11 +114,29 @@ class FakeBroadcaster:
             case "GET", "/v1/subscriptions":
                 url = parse_qs(query)["url"][0]
                 return httpx.Response(200, json={"subscriptions": [], "cursor": None}, headers={"etag": self.etag(url)})
+            case "GET", path if path.endswith("/messages"):
+                return httpx.Response(200, json=self.page(path.split("/")[-2], parse_qs(query)))
+            case "GET", path if path.endswith("/body"):
+                return httpx.Response(200, content=self.bodies[path.split("/")[-2]])
+            case "DELETE", path if path.startswith("/v1/messages/"):
+                cancelled = self.scheduled.pop(path.rpartition("/")[2], None)
+                if cancelled is None:
+                    raise NotFound("there is no such message")
+                return httpx.Response(200, json={"cancelled": cancelled})
             case "DELETE", path:
                 if self.kept.pop(path.rpartition("/")[2], None) is None:
                     raise NotFound("there is none")
                 return httpx.Response(204)
         raise NotFound(f"no such route: {request.method} {request.url.path}")
+
+    def page(self, subscription_id: str, query: Mapping[str, list[str]]) -> dict[str, Any]:
+        """Complete when no number is missing between `after` and the last on the page, and every body is kept."""
+        after, kept = int(query["after"][0]), self.pages[subscription_id]
+        found = [message for message in kept if message["sequence"] > after][: self.page_size]
+        numbers = [message["sequence"] for message in found]
+        without_gaps = numbers == list(range(after + 1, after + 1 + len(numbers)))
+        complete = without_gaps and all(message.get("body_kept", True) for message in found)
+        return {"messages": found, "complete": complete, "last": max(message["sequence"] for message in kept)}
 
     def keep(self, url: str, fields: Mapping[str, Any]) -> Subscription:
         pattern = pattern_from_json(fields)

@@ -127,9 +127,7 @@ async def test_a_pattern_that_is_not_entered_does_not_hold_up_the_others_of_its_
         assert (await wire.deliver(EXACT, durable="worker-1")).status_code == 200
 
 
-async def test_a_durable_delivery_whose_name_got_lost_is_not_answered_410(
-    client: HttpPubSubClient, wire: Wire
-) -> None:
+async def test_a_durable_delivery_whose_name_got_lost_is_not_answered_410(client: HttpPubSubClient, wire: Wire) -> None:
     async with client.subscribe_exact(b"x"), client.subscribe_exact(b"foo/bar", durable="worker-1"):
         assert (await wire.deliver(EXACT)).status_code == 410
         answer = await wire.deliver(EXACT, sequence=1)

@@ -34,6 +34,18 @@ def _listen(options: argparse.Namespace) -> int:
             f"--bind {address or '(nothing)'} takes connections at every address of this machine; "
             f"say with --host http://ADDRESS:{port or 'PORT'} at which one the broadcaster reaches it"
         )
+    if options.durable is not None and not port and options.host is None:
+        options.parser.error(
+            "--durable needs a port of its own, because the broadcaster calls back there after a restart, too: "
+            "--bind 127.0.0.1:3002"
+        )
+    for flag, given in (
+        ("--ordered", options.ordered),
+        ("--ack", options.ack is not None),
+        ("--remember", options.remember is not None),
+    ):
+        if given and options.durable is None:
+            options.parser.error(f"{flag} goes with --durable NAME")
     return asyncio.run(_until_signalled(_listen_on(options)))
 
 
@@ -81,12 +93,19 @@ async def _listen_on(options: argparse.Namespace) -> int:
     remaining = options.count
     async with HttpPubSubClient(_subscriber_config(options)) as client:
         subscription = client.subscribe(
-            exact=[os.fsencode(topic) for topic in options.exact], glob=options.globs, mqtt=options.mqtt
+            exact=[os.fsencode(topic) for topic in options.exact],
+            glob=options.globs,
+            mqtt=options.mqtt,
+            durable=options.durable,
+            ordered=options.ordered,
+            # What is processed is what was printed.
+            ack="explicit" if options.durable is not None and options.ack != "accepted" else "accepted",
         )
         async with subscription:
             print(f"subscribed, called back at {client.callback_url}", file=sys.stderr, flush=True)
             async for message in subscription:
                 print(_shown(message, options), flush=True)
+                message.ack()
                 if remaining is not None:
                     remaining -= 1
                     if remaining <= 0:
@@ -159,6 +178,7 @@ def _subscriber_config(options: argparse.Namespace) -> Any:
         receive_auth=receive_auth,
         broadcasters=broadcasters(options),
         request_timeout_seconds=options.timeout,
+        remember_file=options.remember,
     )
 
 
@@ -191,7 +211,8 @@ def add_listen(commands: Any, common: argparse.ArgumentParser) -> None:
         usage="httppubsubclient listen [GLOB ...] [--exact TOPIC] [--mqtt FILTER] [options]",
         help="print messages as they come",
         description="Subscribe, print each message that comes, and unsubscribe at the end: Ctrl-C, --count, or when "
-        "nobody reads the output any more.",
+        "nobody reads the output any more. With --durable it stays subscribed, and what comes meanwhile is printed the "
+        "next time.",
     )
     listen.set_defaults(command=_listen, parser=listen)
     listen.add_argument("globs", nargs="*", metavar="GLOB", help="like 'foo/*'; quote it")
@@ -212,6 +233,23 @@ def add_listen(commands: Any, common: argparse.ArgumentParser) -> None:
     listen.add_argument("--json", action="store_true", help="one JSON object a line")
     listen.add_argument("--save", type=Path, metavar="DIRECTORY", help="keep each body in a file named by message id")
     listen.add_argument("--count", type=_count, metavar="N", help="end after so many messages")
+    listen.add_argument(
+        "--durable",
+        metavar="NAME",
+        help="stay subscribed under this name; the same name, with the same --bind or --host, gets what came meanwhile",
+    )
+    listen.add_argument("--ordered", action="store_true", help="with --durable: one at a time, in order")
+    listen.add_argument(
+        "--ack",
+        choices=("accepted", "processed"),
+        help="with --durable: a message counts as received when it is in memory, or when it was printed (the default)",
+    )
+    listen.add_argument(
+        "--remember",
+        type=Path,
+        metavar="FILE",
+        help="with --durable: remember what was received, so that no message comes twice, whatever happens",
+    )
     listen.add_argument(
         "--bind",
         type=_address,

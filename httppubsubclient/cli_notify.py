@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,9 +25,9 @@ _PIPE_BYTES = 256 * 1024
 """Read at once from a pipe or a terminal, at most."""
 
 _NOTIFY_HELP = """\
-The answer counts the subscriptions: matched = notified (they confirmed it) + pending (not decided within --wait) +
-failed (given up). Exit status 0: nobody failed, also when nobody was subscribed (matched 0); 1: somebody failed, or no
-broadcaster took the message; 2: wrong usage; 130: interrupted.
+The answer counts the subscriptions: matched = notified (they confirmed it) + pending (not decided within --wait, or
+owed to a durable subscription) + failed (given up). Exit status 0: nobody failed, also when nobody was subscribed
+(matched 0); 1: somebody failed, or no broadcaster took the message; 2: wrong usage; 130: interrupted.
 """
 
 
@@ -92,6 +93,8 @@ async def _publish(options: argparse.Namespace, body: dict[str, Any]) -> int:
             content_type=options.content_type,
             idempotency_key=options.idempotency_key,
             wait=options.wait,
+            deliver_at=options.deliver_at,
+            expires=options.expires,
             **body,
         )
     if options.json:
@@ -145,6 +148,20 @@ class _ProgressFile:
         return self._file.seekable()
 
 
+def _moment(text: str) -> datetime | float:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds from now, or a moment like 2026-11-21T02:11:00Z with its offset; got {text!r}"
+        )
+    return moment
+
+
 def _publisher_config(options: argparse.Namespace) -> Any:
     from httppubsubclient.config import HttpPubSubConfig
 
@@ -183,4 +200,16 @@ def add_notify(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--idempotency-key", metavar="KEY", help="the same message with the same key is sent once")
     parser.add_argument("--wait", type=float, metavar="SECONDS", help="answer after so long at the latest; 0: at once")
+    parser.add_argument(
+        "--deliver-at",
+        type=_moment,
+        metavar="WHEN",
+        help="not before: seconds from now, or a moment like 2026-11-21T02:11:00Z; only durable subscriptions get it",
+    )
+    parser.add_argument(
+        "--expires",
+        type=_moment,
+        metavar="WHEN",
+        help="durable subscriptions are not sent it any more from then on: a moment, or seconds after it is due",
+    )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")

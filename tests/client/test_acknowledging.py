@@ -172,10 +172,12 @@ async def test_all_members_have_to_acknowledge(client: HttpPubSubClient, wire: W
 
 
 async def test_what_one_member_still_owes_is_not_remembered(client: HttpPubSubClient, wire: Wire) -> None:
-    async with client.subscribe_exact(b"foo/bar", durable="w", ack="explicit"):
-        async with client.subscribe_exact(b"foo/bar", durable="w") as quick:
-            answer = delivering(wire)
-            await anext(quick)
+    async with (
+        client.subscribe_exact(b"foo/bar", durable="w", ack="explicit"),
+        client.subscribe_exact(b"foo/bar", durable="w") as quick,
+    ):
+        answer = delivering(wire)
+        await anext(quick)
     assert (await answer).status_code == 503
     async with client.subscribe_exact(b"foo/bar", durable="w") as later:
         assert (await wire.deliver(EXACT, durable="w", attempt=2)).status_code == 200

@@ -239,6 +239,13 @@ def test_wrong_usage_is_exit_status_2(arguments: list[str], capsys: pytest.Captu
         (["listen", "a", "--bind", "0.0.0.0:3012"], "--host http://ADDRESS:3012"),
         (["listen", "a", "--bind", "[::]:0"], "--host http://ADDRESS:PORT"),
         (["listen", "a", "--bind", ":3012"], "--host http://ADDRESS:3012"),
+        (["listen", "a", "--durable", "w"], "--durable needs a port of its own"),
+        (["listen", "a", "--ordered"], "--ordered goes with --durable NAME"),
+        (["listen", "a", "--ack", "processed"], "--ack goes with --durable NAME"),
+        (["listen", "a", "--remember", "seen"], "--remember goes with --durable NAME"),
+        (["listen", "a", "--bind", "127.0.0.1:3012", "--ack", "never"], "invalid choice: 'never'"),
+        (["notify", "a", "--data", "x", "--deliver-at", "soon"], "seconds from now, or a moment like"),
+        (["notify", "a", "--data", "x", "--expires", "2026-11-21T02:11:00"], "with its offset"),
     ],
 )
 def test_wrong_usage_says_what_was_meant(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

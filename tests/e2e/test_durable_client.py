@@ -1,0 +1,149 @@
+"""Durable subscriptions of the client over a real broadcaster: leave and come back, restart, die, acknowledge."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from httppubsubclient.client import HttpPubSubClient, Message, Subscription
+from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
+from tests.e2e.conftest import open_client
+from tests.e2e.processes import DEADLINE_SECONDS, Process, Site, running, until
+
+QUICK = [0, *[0.2] * 60]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that stays free for whoever listens there again and again: bound here, but not listened at."""
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield reservation.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def subscriber(site: Site, url: str, port: int, **settings: Any) -> AsyncIterator[HttpPubSubClient]:
+    """A client that is at the same address in each of its lives."""
+    send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
+    config = HttpPubSubConfig(
+        bind={"type": "uvicorn", "address": "127.0.0.1", "port": port},
+        host=f"http://127.0.0.1:{port}",
+        send_auth=send_auth,
+        receive_auth=receive_auth,
+        broadcasters=[url],
+        **settings,
+    )
+    async with HttpPubSubClient(config) as client:
+        yield client
+
+
+async def _true(value: object) -> bool:
+    return bool(value)
+
+
+async def taken(subscription: Subscription, count: int) -> list[Message]:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return [await anext(subscription) for _ in range(count)]
+
+
+async def test_what_comes_while_a_subscription_is_left_is_there_when_it_comes_back(
+    site: Site, broadcaster: Process, port: int
+) -> None:
+    url = await broadcaster.url()
+    async with open_client(site, url) as publisher, subscriber(site, url, port) as client:
+        async with client.subscribe_glob("foo/*", durable="worker-1"):
+            assert (await publisher.notify(topic=b"foo/0", data=b"0")).notified == 1
+        for number in range(1, 20):
+            result = await publisher.notify(topic=b"foo/%d" % number, data=b"%d" % number, wait=0)
+            assert (result.matched, result.failed) == (1, 0)
+        async with client.subscribe_glob("foo/*", durable="worker-1") as subscription:
+            messages = await taken(subscription, 19)
+            assert sorted(int(message.content) for message in messages) == list(range(1, 20))
+            assert sorted(message.sequence or 0 for message in messages) == list(range(2, 21))
+            assert not subscription.missing
+
+
+async def test_a_restart_finds_its_backlog_in_order(site: Site, broadcaster: Process, port: int) -> None:
+    url = await broadcaster.url()
+    options: Any = {"durable": "worker-1", "ordered": True, "ack": "processed"}
+    async with open_client(site, url) as publisher:
+        async with subscriber(site, url, port) as client, client.subscribe_exact(b"t", **options):
+            pass
+        for number in range(10):
+            assert (await publisher.notify(topic=b"t", data=b"%d" % number, wait=0)).pending == 1
+        async with subscriber(site, url, port) as client, client.subscribe_exact(b"t", **options) as subscription:
+            assert [message.content for message in await taken(subscription, 10)] == [b"%d" % n for n in range(10)]
+
+
+async def test_a_message_counts_as_received_when_it_was_taken(site: Site, broadcaster: Process, port: int) -> None:
+    url = await broadcaster.url()
+    async with (
+        open_client(site, url) as publisher,
+        subscriber(site, url, port) as client,
+        client.subscribe_exact(b"t", durable="worker-1", ack="processed") as subscription,
+    ):
+        notify = asyncio.create_task(publisher.notify(topic=b"t", data=b"x"))
+        inbox: Any = subscription._inbox
+        await until(lambda: _true(inbox._held))
+        assert not notify.done()
+        await taken(subscription, 1)
+        assert (await notify).notified == 1
+
+
+async def test_what_was_not_taken_comes_again_in_the_next_life(site: Site, broadcaster: Process, port: int) -> None:
+    url = await broadcaster.url()
+    options: Any = {"durable": "worker-1", "ack": "processed", "retry_schedule_seconds": QUICK}
+    async with open_client(site, url) as publisher:
+        async with subscriber(site, url, port) as client, client.subscribe_exact(b"t", **options) as subscription:
+            notifies = [asyncio.create_task(publisher.notify(topic=b"t", data=b"%d" % n)) for n in range(3)]
+            first = await taken(subscription, 1)
+        results = await asyncio.gather(*notifies)
+        assert [sum(result.notified for result in results), sum(result.failed for result in results)] == [1, 0]
+        async with subscriber(site, url, port) as client, client.subscribe_exact(b"t", **options) as subscription:
+            rest = await taken(subscription, 2)
+        assert sorted(message.content for message in first + rest) == [b"0", b"1", b"2"]
+
+
+async def test_no_message_is_given_twice_although_the_process_died_before_it_answered(
+    site: Site, broadcaster: Process, port: int, tmp_path: Path
+) -> None:
+    url = await broadcaster.url()
+    secrets = str(site.directory / "subscriber-secrets.json")
+    worker = ["-m", "tests.e2e.durable_worker", secrets, url, str(port), str(tmp_path / "seen")]
+    async with open_client(site, url) as publisher:
+        async with running(*worker, "die") as first_life:
+            assert await first_life.line() == "subscribed"
+            await publisher.notify(topic=b"t", data=b"one")
+            assert await first_life.ended() == -signal.SIGKILL
+            assert first_life.lines == ["subscribed", "one"]
+        await publisher.notify(topic=b"t", data=b"two", wait=0)
+        async with running(*worker) as second_life:
+            # In order: the second message comes when the first is over.
+            assert await second_life.wait_lines(2) == ["subscribed", "two"]
+
+
+async def test_listening_from_a_shell_goes_on_where_it_ended(
+    site: Site, broadcaster: Process, port: int, tmp_path: Path
+) -> None:
+    url = await broadcaster.url()
+    listen = ["listen", "--exact", "t", "--durable", "shell", "--ordered", "--bind", f"127.0.0.1:{port}"]
+    listen += ["--remember", str(tmp_path / "seen"), "--count", "1"]
+    async with open_client(site, url) as publisher:
+        for number in range(3):
+            if number == 2:
+                await publisher.notify(topic=b"t", data=b"2", wait=0)
+            async with site.client(url, *listen) as shell:
+                if number < 2:
+                    await until(lambda shell=shell: _true(shell.errors))  # type: ignore[misc]
+                    async with site.client(url, "notify", "t", "--data", str(number)) as notify:
+                        assert await notify.ended() == 0, notify.output()
+                assert await shell.ended() == 0, shell.output()
+                assert shell.lines == [f"t: {number}"]

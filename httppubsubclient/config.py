@@ -101,7 +101,7 @@ class HttpPubSubConfig:
 
     durable_lease_seconds: int = 864_000
     """How long the broadcasters keep what is subscribed under a durable name while it is away; renewed at a third of
-    it. They grant at most their `max_lease_seconds`."""
+    it. At most what their `max_lease_seconds` allows."""
     ack_timeout_seconds: float = 8.0
     """How long the answer to a durable delivery waits to be acknowledged; then it is 503, and the next attempt waits
     on. Stay below the broadcasters' `attempt_timeout_seconds`."""

@@ -145,7 +145,8 @@ class Broadcaster:
         subscription, created = await self.store.subscribe(request, now=self.now())
         if created:
             _LOG.info("subscribed %s to %s", subscription.id, subscription.pattern)
-        elif resume and subscription.delivery == "durable":
+        if resume and subscription.delivery == "durable":
+            # A new one too: its callback may have been held back because of others.
             endpoint_url = subscription.url.partition("#")[0]
             self._spawn(self._resume(subscription.id, endpoint_url))
         return subscription, created

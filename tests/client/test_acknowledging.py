@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -256,3 +258,51 @@ async def test_a_callback_with_a_name_is_still_subscribed_when_it_ends(
         await until(lambda: got)
     assert broadcaster.calls == ["POST /v1/subscriptions"]
     assert (await wire.deliver(EXACT, durable="w", message_id="msg_2")).status_code == 503
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_whatever_happens_200_means_acknowledged_and_what_is_acknowledged_comes_once(
+    broadcaster: FakeBroadcaster, tmp_path: Path, seed: int
+) -> None:
+    """Messages come again and again, are given back or not decided; subscriptions and clients are left and entered."""
+    chance = random.Random(seed)
+    settings = config(ack_timeout_seconds=0.005, remember_file=tmp_path / "seen", buffer_messages=4)
+    acknowledged: list[str] = []
+    owed = {f"msg_{number}" for number in range(12)}
+
+    async def attempt(wire: Wire, message_id: str) -> None:
+        answer = await wire.deliver(EXACT, durable="w", message_id=message_id)
+        assert answer.status_code in (200, 503)
+        if answer.status_code == 200:
+            assert message_id in acknowledged
+            owed.discard(message_id)
+
+    async def work(subscription: Subscription, *, certain: bool) -> None:
+        async for message in subscription:
+            await asyncio.sleep(chance.random() / 500)
+            outcome = 0 if certain else chance.randrange(3)
+            if outcome == 0:
+                acknowledged.append(message.message_id)
+                message.ack()
+            elif outcome == 1:
+                message.nack()
+
+    async def life(*, certain: bool) -> None:
+        async with HttpPubSubClient(settings) as client:
+            wire = Wire(client, broadcaster)
+            async with wire.http, asyncio.TaskGroup() as attempts:
+                for _ in range(chance.randrange(1, 4)):
+                    async with client.subscribe_exact(b"foo/bar", durable="w", ack="explicit") as subscription:
+                        working = [asyncio.create_task(work(subscription, certain=certain)) for _ in range(2)]
+                        for message_id in chance.sample(sorted(owed), len(owed)) * 2:
+                            attempts.create_task(attempt(wire, message_id))
+                            await asyncio.sleep(chance.random() / 500)
+                    await asyncio.gather(*working)
+
+    for _ in range(3):
+        await life(certain=False)
+    async with asyncio.timeout(20):
+        while owed:
+            await life(certain=True)
+    assert sorted(acknowledged) == sorted(set(acknowledged)), "no message is given again after it was acknowledged"
+    assert len(acknowledged) == 12

@@ -147,3 +147,34 @@ async def test_listening_from_a_shell_goes_on_where_it_ended(
                         assert await notify.ended() == 0, notify.output()
                 assert await shell.ended() == 0, shell.output()
                 assert shell.lines == [f"t: {number}"]
+
+
+async def test_what_is_unsubscribed_or_forgotten_is_owed_nothing(site: Site, broadcaster: Process, port: int) -> None:
+    url = await broadcaster.url()
+    async with open_client(site, url) as publisher, subscriber(site, url, port) as client:
+        async with client.subscribe(exact=[b"a", b"b"], durable="worker-1") as subscription:
+            await subscription.unsubscribe_exact(b"a")
+            assert (await publisher.notify(topic=b"a", data=b"x")).matched == 0
+        assert (await publisher.notify(topic=b"b", data=b"x", wait=0)).matched == 1
+        await client.forget_durable("worker-1")
+        assert (await publisher.notify(topic=b"b", data=b"x")).matched == 0
+        async with client.subscribe_exact(b"b", durable="worker-1") as again:
+            assert (await publisher.notify(topic=b"b", data=b"new")).matched == 1
+            [message] = await taken(again, 1)
+            assert (message.content, message.sequence) == (b"new", 1)
+
+
+async def test_a_scheduled_message_comes_when_it_is_due_and_an_expired_one_does_not(
+    site: Site, broadcaster: Process, port: int
+) -> None:
+    url = await broadcaster.url()
+    async with (
+        open_client(site, url) as publisher,
+        subscriber(site, url, port) as client,
+        client.subscribe_exact(b"t", durable="worker-1") as subscription,
+        publisher.subscribe_exact(b"t"),
+    ):
+        later = await publisher.notify(topic=b"t", data=b"later", deliver_at=1, wait=0)
+        assert (later.matched, later.pending) == (1, 1), "best effort does not get it"
+        assert (await publisher.notify(topic=b"t", data=b"now", expires=3600)).notified == 2
+        assert [message.content for message in await taken(subscription, 2)] == [b"now", b"later"]

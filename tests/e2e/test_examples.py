@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import open_client
-from tests.e2e.processes import Process, Site, running
+from tests.e2e.processes import Process, Site, running, until
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLES = ROOT / "examples"
@@ -85,12 +86,32 @@ async def test_the_application_of_the_readme_receives(site: Site, broadcaster: P
 
 async def test_the_iterator_of_the_readme_receives(site: Site, broadcaster: Process) -> None:
     point_at(site, await broadcaster.url())
-    [block] = [block for block in blocks() if "async def main" in block]
+    [block] = [block for block in blocks() if "async def main" in block and "durable" not in block]
     program = block.replace('"port": 3002', '"port": 0').replace("127.0.0.1:3002", "127.0.0.1:0")
     (site.directory / "iterate.py").write_text(program.replace("0.0.0.0", "127.0.0.1"))
     async with running("iterate.py", cwd=site.directory) as program_process:
         assert await program_process.ended() == 0, program_process.output()
         assert program_process.lines == ["notified 1 of 1", "b'foo/bar' b'hello'"]
+
+
+async def test_the_durable_subscriber_of_the_readme_misses_nothing(site: Site, broadcaster: Process) -> None:
+    url = await broadcaster.url()
+    point_at(site, url)
+    [block] = [block for block in blocks() if "remember_file" in block]
+    (site.directory / "durable.py").write_text(block.replace("3012", str(free_port())))
+    async with open_client(site, url) as publisher:
+        async with running("durable.py", cwd=site.directory) as first_life:
+
+            async def is_subscribed() -> bool:
+                return (await publisher.notify(topic=b"orders/1", data=b"one")).matched == 1
+
+            await until(is_subscribed)
+            assert await first_life.line() == "b'orders/1' one"
+            first_life.signal(signal.SIGKILL)
+            await first_life.ended()
+        await publisher.notify(topic=b"orders/2", data=b"two", wait=0)
+        async with running("durable.py", cwd=site.directory) as second_life:
+            assert await second_life.line() == "b'orders/2' two"
 
 
 async def test_the_mounted_application_forgets_what_is_published(site: Site, broadcaster: Process) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from httppubsubclient.client import HttpPubSubClient, Message, Subscription
 from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
+from httppubsubclient.protocol.errors import NotFound
 from tests.e2e.conftest import open_client
 from tests.e2e.processes import DEADLINE_SECONDS, Process, Site, running, until
 
@@ -178,3 +179,43 @@ async def test_a_scheduled_message_comes_when_it_is_due_and_an_expired_one_does_
         assert (later.matched, later.pending) == (1, 1), "best effort does not get it"
         assert (await publisher.notify(topic=b"t", data=b"now", expires=3600)).notified == 2
         assert [message.content for message in await taken(subscription, 2)] == [b"now", b"later"]
+
+
+async def test_catching_up_gets_what_was_sent_before_with_large_bodies(
+    site: Site, broadcaster: Process, port: int
+) -> None:
+    url = await broadcaster.url()
+    large = bytes(range(256)) * 4096
+    async with open_client(site, url) as publisher:
+        async with (
+            subscriber(site, url, port) as client,
+            client.subscribe_exact(b"t", durable="worker-1") as subscription,
+        ):
+            for body in (b"1", b"2", large):
+                assert (await publisher.notify(topic=b"t", data=body)).notified == 1
+            await taken(subscription, 3)
+            assert not subscription.missing
+            assert await subscription.catch_up(), "everything has come"
+        async with (
+            subscriber(site, url, port, spool_bytes=100_000) as client,
+            client.subscribe_exact(b"t", durable="worker-1") as subscription,
+        ):
+            assert not await subscription.catch_up(), "there is nothing to count from"
+            assert await subscription.catch_up(after=1)
+            messages = await taken(subscription, 2)
+            assert [message.sequence for message in messages] == [2, 3]
+            assert await messages[1].read() == large
+            await publisher.notify(topic=b"t", data=b"4")
+            assert [message.sequence for message in await taken(subscription, 1)] == [4]
+            assert not subscription.missing
+
+
+async def test_a_scheduled_message_is_called_off(site: Site, broadcaster: Process, port: int) -> None:
+    url = await broadcaster.url()
+    async with open_client(site, url) as publisher, subscriber(site, url, port) as client:
+        async with client.subscribe_exact(b"t", durable="worker-1"):
+            later = await publisher.notify(topic=b"t", data=b"later", deliver_at=3600, wait=0)
+            assert await publisher.cancel_scheduled(later.message_id) == 1
+            assert await publisher.cancel_scheduled(later.message_id) == 0
+        with pytest.raises(NotFound):
+            await publisher.cancel_scheduled("msg_unknown")

@@ -27,6 +27,7 @@ from typing import Any, Unpack
 import httpx
 from fastapi import APIRouter
 
+from httppubsubclient.bodies import uncancelled
 from httppubsubclient.broadcasters import Broadcasters, BroadcastersUnavailable
 from httppubsubclient.buffer import Limits
 from httppubsubclient.callbacks import Callback
@@ -149,8 +150,8 @@ class HttpPubSubClient:
             port = await self._bind(stack)
             registrations = durable = None
             if config.host is not None:
-                await asyncio.to_thread(self._remembered.open)
                 stack.callback(self._remembered.close)
+                await uncancelled(asyncio.to_thread(self._remembered.open))
                 # Connections of their own: subscribing never queues behind notifies that wait for somebody slow.
                 calls = await stack.enter_async_context(self._broadcasters())
                 registrations = Registrations(

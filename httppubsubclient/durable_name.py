@@ -58,6 +58,7 @@ class DurableName:
         self._wanted: dict[Pattern, dict[DurableInbox, None]] = {}
         self._options: dict[Pattern, DeliveryOptions] = {}
         self._shown_patterns: dict[DurableInbox, dict[Pattern, str]] = {}
+        self._entering: set[tuple[Pattern, DurableInbox]] = set()
         self._ids: dict[Pattern, str] = {}
         self._patterns_by_id: dict[str, Pattern] = {}
 
@@ -88,14 +89,19 @@ class DurableName:
     async def add(self, patterns: Collection[Pattern], inbox: DurableInbox) -> None:
         """Subscribe `inbox`; returns when a broadcaster has confirmed each pattern. When it raises, `inbox` gets
         nothing, but the broadcaster may keep what it has confirmed."""
-        self._check(patterns, inbox.options.delivery)
         inbox.memory = self
+        if not patterns:
+            return
+        self._check(patterns, inbox.options.delivery)
         shown = self._shown_patterns.setdefault(inbox, {})
         new = [pattern for pattern in patterns if pattern not in shown]
         for pattern in new:
             shown[pattern] = str(pattern)
             self._wanted.setdefault(pattern, {})[inbox] = None
             self._options[pattern] = inbox.options.delivery
+        # Until all are confirmed nothing is accepted for them: it would be lost if this failed.
+        entering = {(pattern, inbox) for pattern in new}
+        self._entering |= entering
         try:
             async with self._calling() as deadline:
                 # Somebody else may have had it confirmed meanwhile.
@@ -104,6 +110,8 @@ class DurableName:
         except BaseException:
             self._drop(new, inbox)
             raise
+        finally:
+            self._entering -= entering
 
     async def leave(self, patterns: Collection[Pattern], inbox: DurableInbox) -> None:
         """Let `inbox` get nothing more. What is subscribed stays at the broadcaster, with its backlog."""
@@ -134,8 +142,8 @@ class DurableName:
         end = asyncio.get_running_loop().time() + UNDECIDED_SECONDS
         while True:
             pattern = self._patterns_by_id.get(subscription_id)
-            if pattern is not None and self._wanted.get(pattern):
-                return pattern, list(self._wanted[pattern])
+            if pattern is not None and (inboxes := self.takers(pattern)):
+                return pattern, inboxes
             if not self._undecided_calls:
                 raise Unavailable(
                     f"{self.name!r} is away, or has not entered this subscription",
@@ -178,11 +186,11 @@ class DurableName:
 
     async def catch_up(self, pattern: Pattern, after: int | None) -> bool:
         """Ask for everything after a number, by default after what is complete; whether nothing is missing then."""
-        subscription_id = self._ids[pattern]
-        if after is None:
+        subscription_id = self._ids.get(pattern)
+        if after is None and subscription_id is not None:
             after = self._continuity.complete_to(subscription_id)
-        if after is None:
-            return False
+        if subscription_id is None or after is None:
+            return False  # it was left meanwhile, or there is nothing to count from
         taker = _Taker(self, pattern)
         through, complete = await catch_up(subscription_id, after, taker, page=self._calls.page, body=self._calls.body)
         self._continuity.caught_up(subscription_id, through)
@@ -190,7 +198,7 @@ class DurableName:
 
     def takers(self, pattern: Pattern) -> list[DurableInbox]:
         """Who has this pattern now."""
-        return list(self._wanted.get(pattern, ()))
+        return [inbox for inbox in self._wanted.get(pattern, ()) if (pattern, inbox) not in self._entering]
 
     # -- calls -------------------------------------------------------------------------------------------------------
 
@@ -264,9 +272,9 @@ class DurableName:
         if options is None:
             return  # it was left meanwhile
         kept, is_new = await self._calls.subscribe(pattern, options, deadline, resume=resume)
-        if pattern not in self._wanted:
-            return
         known = self._ids.get(pattern)
+        if pattern not in self._wanted or (known is None and not resume):
+            return  # it was left meanwhile; whoever has come for it since asks for its backlog
         if known is not None and known != kept.id:
             logger.warning(
                 "%s of %r had been forgotten by the broadcaster: messages may be missing", pattern, self.name

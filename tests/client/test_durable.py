@@ -169,6 +169,73 @@ async def test_a_delivery_that_overtakes_the_answer_to_the_subscribe_is_accepted
     assert (await anext(subscription)).message_id == "msg_1"
 
 
+async def test_nothing_is_accepted_for_a_subscription_that_may_still_fail(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster, wire: Wire
+) -> None:
+    reached, answer = asyncio.Event(), asyncio.Event()
+
+    async def held_then_refused(request: httpx.Request) -> httpx.Response | None:
+        if sent(request)["topic"] != "refused":
+            return None
+        reached.set()
+        await answer.wait()
+        return refuse(Forbidden("not this topic"))(request)  # type: ignore[return-value]
+
+    broadcaster.always = held_then_refused
+    entering = asyncio.create_task(client.subscribe(exact=[b"foo/bar", b"refused"], durable="worker-1").__aenter__())
+    await reached.wait()
+    await until(lambda: broadcaster.patterns(WORKER))
+    delivering = asyncio.create_task(wire.deliver(EXACT, durable="worker-1"))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not delivering.done()
+    answer.set()
+    with pytest.raises(Forbidden):
+        await entering
+    assert (await delivering).status_code == 503
+    async with client.subscribe_exact(b"foo/bar", durable="worker-1") as subscription:
+        assert (await wire.deliver(EXACT, durable="worker-1", attempt=2)).status_code == 200
+        assert (await anext(subscription)).message_id == "msg_1"
+
+
+async def test_a_renewal_under_way_does_not_keep_a_comer_from_asking_for_its_backlog(
+    broadcaster: FakeBroadcaster,
+) -> None:
+    reached, answer = asyncio.Event(), asyncio.Event()
+
+    async def hold_renewals(request: httpx.Request) -> None:
+        if "resume" not in sent(request):
+            reached.set()
+            await answer.wait()
+
+    broadcaster.lease_seconds = 1
+    broadcaster.always = hold_renewals  # type: ignore[assignment]
+    async with HttpPubSubClient(config()) as client:
+        async with client.subscribe_exact(b"a", durable="worker-1"):
+            await reached.wait()
+        entering = asyncio.create_task(client.subscribe_exact(b"a", durable="worker-1").__aenter__())
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not entering.done()
+        answer.set()
+        await entering
+        assert ["resume" in sent(request) for request in broadcaster.requests[:3]] == [True, False, True]
+
+
+async def test_patterns_are_added_and_removed_while_it_runs(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster, wire: Wire
+) -> None:
+    async with client.subscribe_multi(durable="worker-1") as subscription:
+        assert broadcaster.calls == []
+        await subscription.subscribe_exact(b"foo/bar")
+        await subscription.subscribe_glob("foo/*")
+        assert (await wire.deliver(EXACT, durable="worker-1")).status_code == 200
+        assert (await wire.deliver(Pattern.glob("foo/*"), durable="worker-1")).status_code == 200
+        await subscription.unsubscribe_exact(b"foo/bar")
+        assert broadcaster.patterns(WORKER) == ["glob='foo/*'"]
+        assert (await anext(subscription)).message_id == "msg_1"
+
+
 async def test_it_is_renewed_without_asking_for_the_backlog_and_only_while_it_is_entered(
     broadcaster: FakeBroadcaster,
 ) -> None:

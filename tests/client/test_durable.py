@@ -209,7 +209,7 @@ async def test_a_renewal_under_way_does_not_keep_a_comer_from_asking_for_its_bac
             await answer.wait()
 
     broadcaster.lease_seconds = 1
-    broadcaster.always = hold_renewals  # type: ignore[assignment]
+    broadcaster.always = hold_renewals
     async with HttpPubSubClient(config()) as client:
         async with client.subscribe_exact(b"a", durable="worker-1"):
             await reached.wait()

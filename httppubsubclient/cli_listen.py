@@ -26,7 +26,7 @@ _SHOWN_BYTES = 64 * 1024
 
 
 def _listen(options: argparse.Namespace) -> int:
-    if not (options.globs or options.exact or options.mqtt):
+    if not (options.globs or options.exact or options.mqtt or options.forget):
         options.parser.error("say what to listen to: a glob like 'foo/*', --exact TOPIC or --mqtt FILTER")
     address, port = options.bind
     if options.host is None and _is_unspecified(address):
@@ -43,6 +43,7 @@ def _listen(options: argparse.Namespace) -> int:
         ("--ordered", options.ordered),
         ("--ack", options.ack is not None),
         ("--remember", options.remember is not None),
+        ("--forget", options.forget),
     ):
         if given and options.durable is None:
             options.parser.error(f"{flag} goes with --durable NAME")
@@ -92,6 +93,10 @@ async def _listen_on(options: argparse.Namespace) -> int:
         options.save.mkdir(parents=True, exist_ok=True)
     remaining = options.count
     async with HttpPubSubClient(_subscriber_config(options)) as client:
+        if options.forget:
+            await client.forget_durable(options.durable)
+            print(f"{options.durable} is forgotten", file=sys.stderr)
+            return 0
         subscription = client.subscribe(
             exact=[os.fsencode(topic) for topic in options.exact],
             glob=options.globs,
@@ -249,6 +254,11 @@ def add_listen(commands: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="with --durable: remember what was received, so that no message comes twice, whatever happens",
+    )
+    listen.add_argument(
+        "--forget",
+        action="store_true",
+        help="with --durable: remove the name, with everything that is pending for it, and end",
     )
     listen.add_argument(
         "--bind",

@@ -31,6 +31,10 @@ _PAGE: Final = 100
 """Messages asked for at once; the broadcaster bounds the bytes."""
 
 
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
 class Continuity:
     """The numbers of the deliveries of one name."""
 
@@ -120,6 +124,7 @@ class _Kept(NamedTuple):
     data: bytes | None
     body_kept: bool
     deliver_at: int | None
+    expires_at: int | None
 
 
 async def catch_up(
@@ -129,6 +134,7 @@ async def catch_up(
     *,
     page: Callable[[str, str], Awaitable[Answer]],
     body: Callable[[str, int], Awaitable[Body]],
+    now: Callable[[], int] = _now,
 ) -> tuple[int, bool]:
     """Offer everything after the number `after`: up to which number that went, and whether nothing is missing there.
 
@@ -143,24 +149,36 @@ async def catch_up(
         for entry in kept.messages:
             if entry.delivery.sequence is None or entry.delivery.sequence <= after:
                 raise PubSubError(f"{answer.url} answered with messages that are out of order")
-            after_this = entry.delivery.sequence
-            if _is_scheduled(entry):
-                after = after_this
+            number = entry.delivery.sequence
+            if entry.deliver_at is not None and entry.deliver_at > now():
+                after = number  # it comes when it is due
                 continue
-            if taker.lacks(entry.delivery.message_id):
+            if taker.lacks(entry.delivery.message_id) and await _is_wanted(entry, page, now()):
                 if not entry.body_kept:
                     complete = False
                 elif not taker.take(entry.delivery, await _body_of(entry, body)):
                     return after, False
             taker.arrived(entry.delivery)
-            after = after_this
+            after = number
         if not kept.messages or after >= kept.last:
             return after, complete
 
 
-def _is_scheduled(entry: _Kept) -> bool:
-    """What is not due yet comes when it is."""
-    return entry.deliver_at is not None and entry.deliver_at > time.time() * 1e6
+async def _is_wanted(entry: _Kept, page: Callable[[str, str], Awaitable[Answer]], now: int) -> bool:
+    """Whether it has not expired, and was not called off: only what is scheduled can be, so only that is asked for."""
+    if entry.expires_at is not None and entry.expires_at <= now:
+        return False
+    if entry.deliver_at is None:
+        return True
+    delivery = entry.delivery
+    query = f"message={delivery.message_id}&subscription={delivery.subscription_id}"
+    answer = await page("/v1/deliveries", query)
+    try:
+        return not any(each["state"] == "cancelled" for each in answer.fields()["deliveries"])
+    except (KeyError, TypeError) as error:
+        raise PubSubError(
+            f"{answer.url} answered {answer.status} with what is no list of deliveries: {error}"
+        ) from None
 
 
 async def _body_of(entry: _Kept, body: Callable[[str, int], Awaitable[Body]]) -> Body:
@@ -188,10 +206,9 @@ def _kept(fields: Mapping[str, Any], subscription_id: str) -> _Kept:
     previous = fields.get("previous_message_id")
     if not MESSAGE_ID.fullmatch(message_id) or not _is_count(sequence) or not _is_count(size):
         raise InvalidRequest("a message has no id, number or size")
-    accepted_at, deliver_at = fields.get("accepted_at"), fields.get("deliver_at")
     delivery = Delivery(
         message_id=message_id,
-        timestamp=parse_time(accepted_at) // 1_000_000 if accepted_at is not None else 0,
+        timestamp=(_moment(fields, "accepted_at") or 0) // 1_000_000,
         topic=topic_from_json(fields),
         subscription_id=subscription_id,
         attempt=1,
@@ -208,8 +225,15 @@ def _kept(fields: Mapping[str, Any], subscription_id: str) -> _Kept:
         size,
         body,
         fields.get("body_kept", True) is not False,
-        None if deliver_at is None else parse_time(deliver_at),
+        _moment(fields, "deliver_at"),
+        _moment(fields, "expires_at"),
     )
+
+
+def _moment(fields: Mapping[str, Any], name: str) -> int | None:
+    """Microseconds since 1970."""
+    text = fields.get(name)
+    return None if text is None else parse_time(text)
 
 
 def _is_count(value: object) -> bool:

@@ -91,6 +91,8 @@ def _sequenced_json(sequenced: Sequenced) -> dict[str, Any]:
         "sequence": sequenced.sequence,
         "previous_message_id": sequenced.previous_message_id,
         **_head_json(sequenced.message),
+        "deliver_at": _moment(sequenced.message.deliver_at),
+        "expires_at": _moment(sequenced.message.expires_at),
         "data_b64": None if body is None else b64encode(body).decode("ascii"),
     }
 

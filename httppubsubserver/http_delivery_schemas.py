@@ -171,6 +171,8 @@ class SequencedAnswer(BaseModel):
     content_type: str
     size: int
     accepted_at: str
+    deliver_at: str | None = Field(description="Of a scheduled one: it is not due before that, and may be called off.")
+    expires_at: str | None = Field(description="From then on nobody wants it.")
     body_kept: bool
     data_b64: str | None = Field(
         description="The body, base64; null above 256 KiB (see `GET /v1/messages/{id}/body`) and when it is not kept."

@@ -51,6 +51,7 @@ class FakeBroadcaster:
         """What is kept of the messages of a subscription, by its id."""
         self.bodies: dict[str, bytes] = {}
         self.page_size = 100
+        self.called_off: set[str] = set()
         self.scheduled = {"msg_later": 3}
         self._ids = (f"sub_{number}" for number in itertools.count(1))
         self._moments = itertools.count(1)
@@ -116,6 +117,10 @@ class FakeBroadcaster:
                 return httpx.Response(200, json={"subscriptions": [], "cursor": None}, headers={"etag": self.etag(url)})
             case "GET", path if path.endswith("/messages"):
                 return httpx.Response(200, json=self.page(path.split("/")[-2], parse_qs(query)))
+            case "GET", "/v1/deliveries":
+                asked = parse_qs(query)
+                state = "cancelled" if asked["message"][0] in self.called_off else "pending"
+                return httpx.Response(200, json={"deliveries": [{"state": state}], "cursor": None})
             case "GET", path if path.endswith("/body"):
                 return httpx.Response(200, content=self.bodies[path.split("/")[-2]])
             case "DELETE", path if path.startswith("/v1/messages/"):

@@ -242,6 +242,7 @@ def test_wrong_usage_is_exit_status_2(arguments: list[str], capsys: pytest.Captu
         (["listen", "a", "--durable", "w"], "--durable needs a port of its own"),
         (["listen", "a", "--ordered"], "--ordered goes with --durable NAME"),
         (["listen", "a", "--ack", "processed"], "--ack goes with --durable NAME"),
+        (["listen", "--forget"], "--forget goes with --durable NAME"),
         (["listen", "a", "--remember", "seen"], "--remember goes with --durable NAME"),
         (["listen", "a", "--bind", "127.0.0.1:3012", "--ack", "never"], "invalid choice: 'never'"),
         (["notify", "a", "--data", "x", "--deliver-at", "soon"], "seconds from now, or a moment like"),

@@ -167,17 +167,22 @@ async def test_what_has_no_room_is_left_for_the_next_time(broadcaster: FakeBroad
         assert got == [f"msg_{number}" for number in range(1, 6)]
 
 
-async def test_what_is_scheduled_is_not_taken_before_its_time(
+async def test_what_is_not_due_was_called_off_or_has_expired_is_not_taken(
     client: HttpPubSubClient, broadcaster: FakeBroadcaster
 ) -> None:
+    past, future = "2000-01-01T00:00:00Z", "2999-01-01T00:00:00Z"
     broadcaster.pages["sub_1"] = [
-        kept(1, deliver_at="2026-01-01T00:00:00Z"),
-        kept(2, deliver_at="2999-01-01T00:00:00Z"),
-        kept(3),
+        kept(1, deliver_at=past),
+        kept(2, deliver_at=future),
+        kept(3, deliver_at=past),
+        kept(4, expires_at=past),
+        kept(5, expires_at=future),
     ]
+    broadcaster.called_off = {"msg_3"}
     async with client.subscribe_exact(b"foo/bar", durable="w") as subscription:
         assert await subscription.catch_up()
-        assert await taken(subscription) == ["msg_1", "msg_3"]
+        assert await taken(subscription) == ["msg_1", "msg_5"]
+        assert not subscription.missing
 
 
 async def test_without_a_number_to_count_from_one_can_be_given(broadcaster: FakeBroadcaster) -> None:
@@ -221,6 +226,7 @@ async def test_all_who_share_the_pattern_get_what_was_missing(
         {"messages": [kept(1, accepted_at="soon")], "complete": True, "last": 1},
         {"messages": [kept(-1)], "complete": True, "last": 1},
         {"messages": [kept(2), kept(1)], "complete": True, "last": 2},
+        {"messages": [kept(1, deliver_at=5)], "complete": True, "last": 1},
     ],
 )
 async def test_an_answer_that_is_no_page_is_an_error_that_names_the_broadcaster(

@@ -148,6 +148,11 @@ async def test_listening_from_a_shell_goes_on_where_it_ended(
                         assert await notify.ended() == 0, notify.output()
                 assert await shell.ended() == 0, shell.output()
                 assert shell.lines == [f"t: {number}"]
+        assert (await publisher.notify(topic=b"t", data=b"x", wait=0)).matched == 1
+        forget = ["listen", "--durable", "shell", "--bind", f"127.0.0.1:{port}", "--forget"]
+        async with site.client(url, *forget) as shell:
+            assert await shell.ended() == 0, shell.output()
+        assert (await publisher.notify(topic=b"t", data=b"x")).matched == 0
 
 
 async def test_what_is_unsubscribed_or_forgotten_is_owed_nothing(site: Site, broadcaster: Process, port: int) -> None:
@@ -213,9 +218,15 @@ async def test_catching_up_gets_what_was_sent_before_with_large_bodies(
 async def test_a_scheduled_message_is_called_off(site: Site, broadcaster: Process, port: int) -> None:
     url = await broadcaster.url()
     async with open_client(site, url) as publisher, subscriber(site, url, port) as client:
-        async with client.subscribe_exact(b"t", durable="worker-1"):
-            later = await publisher.notify(topic=b"t", data=b"later", deliver_at=3600, wait=0)
+        async with client.subscribe_exact(b"t", durable="worker-1") as subscription:
+            later = await publisher.notify(topic=b"t", data=b"later", deliver_at=1, wait=0)
             assert await publisher.cancel_scheduled(later.message_id) == 1
             assert await publisher.cancel_scheduled(later.message_id) == 0
+            await publisher.notify(topic=b"t", data=b"not before it", deliver_at=2)
+            assert [message.content for message in await taken(subscription, 1)] == [b"not before it"]
+            assert await subscription.catch_up()
+            async for message in subscription.with_timeout(0.001):
+                assert message is None, "it is not caught up on either"
+                break
         with pytest.raises(NotFound):
             await publisher.cancel_scheduled("msg_unknown")

@@ -380,6 +380,8 @@ class TestCatchingUp:
                     "content_type": "text/plain",
                     "size": 2,
                     "accepted_at": "2027-01-15T08:00:00.000000Z",
+                    "deliver_at": None,
+                    "expires_at": None,
                     "body_kept": True,
                     "data_b64": "//8=",
                 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,27 @@ def demonstrate(url: str, site: Path, processes: list[Shown]) -> None:
     for said in ("hello from the command line", "hello from Python", "hello from curl"):
         glob.wait_for(said)
     exact.wait_for("hello from the command line")
+    miss_nothing(to, site, processes)
+
+
+def miss_nothing(to: list[str], site: Path, processes: list[Shown]) -> None:
+    """A durable subscriber is killed, a message is published, and the subscriber comes back."""
+    print("\n== 5. A durable subscriber is killed; what is published meanwhile waits for it")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    listen = ["httppubsubclient", "listen", *to, "orders/*", "--durable", "worker-1", "--bind", f"127.0.0.1:{port}"]
+    before = Shown("worker-1", listen, site)
+    processes.append(before)
+    before.wait_for("subscribed")
+    print("\n$ kill -9 %4")
+    before.child.kill()
+    before.child.wait(30)
+    published = run(["httppubsubclient", "notify", *to, "orders/17", "--data", "an order that must arrive"], site)
+    if "pending 1" not in published:
+        raise SystemExit("the message should be pending")
+    after = Shown("worker-1 again", listen, site)
+    processes.append(after)
+    after.wait_for("an order that must arrive")
 
 
 if __name__ == "__main__":

@@ -98,7 +98,10 @@ class Process:
 
 @contextlib.asynccontextmanager
 async def running(
-    *arguments: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    stdin: int = asyncio.subprocess.DEVNULL,
 ) -> AsyncIterator[Process]:
     """A process of this Python with these arguments; killed at the end if it is still there."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("HTTPPUBSUB_")}
@@ -107,7 +110,7 @@ async def running(
         *map(str, arguments),
         cwd=cwd,
         env={**variables, "PYTHONUNBUFFERED": "1", **(environment or {})},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

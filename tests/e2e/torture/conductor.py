@@ -22,7 +22,7 @@ import secrets
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,14 @@ class Conductor:
         old = self._make_old_database()
         async with asyncio.TaskGroup() as group:
             for subscriber in self._subscribers:
-                group.create_task(subscriber.start(self._stack))
+                if not subscriber.plan.client:
+                    group.create_task(subscriber.start(self._stack))
             group.create_task(self._raise_broadcasters())
         await self._migrate(old)
         for broadcaster in self._broadcasters[1:]:
             await broadcaster.begin()
         await self._subscribe_all(late=False)
+        await self._start_clients()
         numbers = range(len(self._plan.publishers))
         publishers = await asyncio.gather(*(self._start_publisher(number) for number in numbers))
         await self._let_die()
@@ -141,6 +143,7 @@ class Conductor:
             for subscriber in self._subscribers
             for pattern in subscriber.plan.patterns
             if not subscriber.plan.late  # these would get best-effort deliveries until they are durable
+            and not subscriber.plan.client
         ]
         wanted += [("http://127.0.0.1:9/nobody", "exact", f"nothing/{number}") for number in range(OLD_STRANGERS)]
         rows = [(f"sub_{self._random.randbytes(9).hex()}", *each) for each in wanted]
@@ -178,9 +181,17 @@ class Conductor:
 
     async def _subscribe_all(self, *, late: bool) -> None:
         for subscriber in self._subscribers:
-            if subscriber.plan.late == late:
+            if subscriber.plan.late == late and not subscriber.plan.client:
                 for pattern in subscriber.plan.patterns:
                     await self._subscribe(subscriber, pattern)
+
+    async def _start_clients(self) -> None:
+        """They subscribe by themselves, at the broadcasters that there are."""
+        async with asyncio.TaskGroup() as group:
+            for subscriber in self._subscribers:
+                if subscriber.plan.client:
+                    subscriber.tell([broadcaster.url for broadcaster in self._broadcasters])
+                    group.create_task(subscriber.start(self._stack, confirmed=True))
 
     async def _subscribe(self, subscriber: Subscriber, pattern: Pattern) -> None:
         wish = {
@@ -338,6 +349,7 @@ class Subscriber:
         self.plan = plan
         self._port = ReservedPort()
         self.url = f"{self._port.url}/hook"
+        self._module = "tests.e2e.torture.subscriber"
         self._options: tuple[str | Path, ...] = (
             *("--name", plan.name, "--port", str(self._port.number), "--secrets", secrets_file),
             *("--journals", journals, "--seed", seed),
@@ -345,20 +357,31 @@ class Subscriber:
         )
         self._life = contextlib.AsyncExitStack()
 
-    async def start(self, stack: contextlib.AsyncExitStack) -> None:
-        """The first life; everything ends with `stack`."""
+    def tell(self, urls: Sequence[str]) -> None:
+        """Be a client of these broadcasters."""
+        [pattern] = self.plan.patterns
+        self._module = "tests.e2e.torture.client_subscriber"
+        self._options = (
+            *self._options[:8],
+            *("--urls", ",".join(urls), "--glob", pattern.text),
+            *("--schedule", json.dumps(RETRY_SCHEDULE_SECONDS)),
+            *(("--ordered",) if pattern.ordered else ()),
+        )
+
+    async def start(self, stack: contextlib.AsyncExitStack, *, confirmed: bool = False) -> None:
+        """The first life, until it listens or (a client) has its subscription; everything ends with `stack`."""
         stack.callback(self._port.close)
         stack.push_async_callback(lambda: self._life.aclose())
-        await self._begin()
+        await self._begin("subscribed" if confirmed else "ready")
 
     async def restart(self) -> None:
         """SIGKILL, and the next life."""
         await self._life.aclose()
-        await self._begin()
+        await self._begin("ready")
 
-    async def _begin(self) -> None:
-        process = running("-m", "tests.e2e.torture.subscriber", *self._options, cwd=ROOT)
-        await (await self._life.enter_async_context(process)).line()
+    async def _begin(self, said: str) -> None:
+        process = running("-m", self._module, *self._options, cwd=ROOT)
+        await (await self._life.enter_async_context(process)).line(lambda line: line == said)
 
 
 async def main() -> int:

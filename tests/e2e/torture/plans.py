@@ -37,6 +37,8 @@ class SubscriberPlan:
     chance: float = 0.0
     restarts: bool = False
     """It is killed and started again, again and again."""
+    client: bool = False
+    """It is our own client, with a durable name, and its one pattern a glob; see client_subscriber.py."""
     late: bool = False
     """It subscribes while the broadcaster dies and comes back."""
 
@@ -69,6 +71,10 @@ class Plan:
     """How long it may take at most until nothing is owed any more."""
 
 
+CLIENTS = (
+    SubscriberPlan("client-ordered", (Pattern("glob", "a/*", ordered=True),), client=True),
+    SubscriberPlan("client-mortal", (Pattern("glob", "**"),), client=True, restarts=True),
+)
 TOPICS = ("a/1", "a/2", "b/1")
 SHORT_LEASE_SECONDS = 1.2
 SOAK_LEASE_SECONDS = 2.5
@@ -123,7 +129,7 @@ def soak_plan(seed: str, minutes: float) -> Plan:
     return Plan(
         seed,
         _endless_deaths(chance),
-        subscribers_of(dict.fromkeys(("error", "busy", "hang", "close", "slow")), 0.05),
+        (*subscribers_of(dict.fromkeys(("error", "busy", "hang", "close", "slow")), 0.05), *CLIENTS),
         (
             ("--topics", ",".join(TOPICS), "--pause", "0.01"),
             ("--topics", ",".join(TOPICS), "--pause", "0.01"),

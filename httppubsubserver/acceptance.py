@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Final
 
 from httppubsubclient.bodies import Body
@@ -102,12 +103,13 @@ async def _write_pieces(store: DurableStore, message_id: str, body: Body, now: C
     """A large body, some pieces at a time: they share a transaction, and little of it is in memory."""
     position = 0
     pieces: list[bytes] = []
-    async for chunk in body.chunks():
-        # In a file it comes in pieces of this size; in memory as a whole.
-        for start in range(0, len(chunk), CHUNK_BYTES):
-            pieces.append(chunk[start : start + CHUNK_BYTES])
-            if len(pieces) == _PIECES_AT_ONCE:
-                position = await _write_some(store, message_id, position, pieces, now)
+    async with aclosing(body.chunks()) as chunks:
+        async for chunk in chunks:
+            # In a file it comes in pieces of this size; in memory as a whole.
+            for start in range(0, len(chunk), CHUNK_BYTES):
+                pieces.append(chunk[start : start + CHUNK_BYTES])
+                if len(pieces) == _PIECES_AT_ONCE:
+                    position = await _write_some(store, message_id, position, pieces, now)
     await _write_some(store, message_id, position, pieces, now)
 
 

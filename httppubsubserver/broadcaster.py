@@ -94,6 +94,8 @@ class Broadcaster:
         self._accepting_bytes = 0
         self._matched = asyncio.Event()
         self._background: set[asyncio.Task[Any]] = set()
+        self._one_transaction: set[asyncio.Task[DurableNotify]] = set()
+        """Messages that are being accepted, without the large ones."""
         self._store: DurableStore | None = None
         self.authenticator: Authenticator
         self._directory: Directory
@@ -259,7 +261,7 @@ class Broadcaster:
             targets = [target for target in targets if not target.durable] if durable else targets
         if moments.deliver_at is not None:
             targets = []
-        accepting = self._spawn(self._accept(notification, body.share(), durable, moments)) if durable else None
+        accepting = self._start_accepting(notification, body, durable, moments) if durable else None
         fanout = self._dispatcher.start(notification, body, targets, expires_in=self._expires_in(moments))
         # Shielded: what was leased with it has to be begun, even if nobody wants to know any more.
         accepted = NOTHING_DURABLE if accepting is None else await asyncio.shield(accepting)
@@ -278,6 +280,15 @@ class Broadcaster:
             pending=fanout.pending + accepted.pending,
             failed=fanout.failed + accepted.failed,
         )
+
+    def _start_accepting(
+        self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
+    ) -> asyncio.Task[DurableNotify]:
+        task = self._spawn(self._accept(notification, body.share(), targets, moments))
+        if body.size <= CHUNK_BYTES:
+            self._one_transaction.add(task)
+            task.add_done_callback(self._one_transaction.discard)
+        return task
 
     async def _accept(
         self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
@@ -425,9 +436,12 @@ class Broadcaster:
         except TimeoutError:
             _LOG.warning("stopping with %d notifies unfinished", self._dispatcher.running)
             await self._dispatcher.abort()
-            await self._executor.close()
-            for task in self._background:
+            # What is being accepted is soon; cancelled, it would leave behind leases that nobody knows of.
+            for task in self._background - self._one_transaction:
                 task.cancel()
+            if self._background:
+                await asyncio.wait(set(self._background))
+            await self._executor.close()
             await self.drained()
         finally:
             self._store = None

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from httppubsubclient.protocol.callback_urls import split_callback_url
-from httppubsubclient.protocol.errors import InvalidUrl, PubSubError
+from httppubsubclient.protocol.errors import InvalidUrl, NotFound, PubSubError, TooLarge
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.durable_heads import DurableHeads
@@ -32,6 +32,9 @@ _LOG = logging.getLogger("httppubsub.server.durable")
 
 LEASE_MARGIN_SECONDS: Final = 5.0
 """An attempt begins only when its lease lasts so much longer than it may take."""
+
+_TROUBLE_PAUSE_SECONDS: Final = 1.0
+"""What cannot be prepared keeps its slot for so long: what is wrong passes, or others have no more luck."""
 
 _split = lru_cache(maxsize=1024)(split_callback_url)
 
@@ -106,13 +109,21 @@ class Attempts:
             self.held -= count
             self._endpoints.forget_idle(endpoint)
 
-    def take(self, work: Work) -> None:
-        """A delivery whose lease is ours waits for its slot; `pump` follows."""
+    def take(self, work: Work, *, let_through: bool = False) -> None:
+        """A delivery whose lease is ours waits for its slot; `pump` follows.
+
+        Its endpoint may be paused. Then it is returned: it was leased before the store knew of the pause; or, if
+        `let_through`, the store knew, and somebody has ended the pause.
+        """
         endpoint = self._endpoints[work.endpoint_url]
-        self._endpoints.let_through(endpoint)
         endpoint.ready.append(work)
         self.held += 1
         self.bytes_in_memory += work.bytes_in_memory
+        if self._endpoints.is_paused(endpoint):
+            if not let_through:
+                self.give_back(endpoint)
+                return
+            self._endpoints.let_through(endpoint)
         self._queue(endpoint)
 
     def pump(self) -> None:
@@ -124,11 +135,12 @@ class Attempts:
             while self._runnable and len(self._in_flight) < self._config.max_durable_in_flight:
                 endpoint = self._runnable.popleft()
                 endpoint.queued = False
-                if self._draining:
-                    self.give_back(endpoint)
-                elif endpoint.ready and self._endpoints.may_begin(endpoint):
+                if endpoint.ready and not self._draining and self._endpoints.may_begin(endpoint):
                     self._begin(endpoint, endpoint.ready.popleft())
                     self._queue(endpoint)
+                elif self._draining or not endpoint.in_flight:
+                    # Paused again, by a clock that was set: nothing that ends would bring its turn.
+                    self.give_back(endpoint)
         finally:
             self._pumping = False
 
@@ -175,7 +187,7 @@ class Attempts:
         if work.body is None or lease_left < seconds + LEASE_MARGIN_SECONDS:
             task = self._loop.create_task(self._prepare(work))
             self._preparing.add(task)
-            task.add_done_callback(self._prepared)
+            task.add_done_callback(self._preparing.discard)
         else:
             self._post(work)
 
@@ -186,28 +198,43 @@ class Attempts:
 
     async def _prepare(self, work: Work) -> None:
         """See that the lease lasts and that the body is there, then begin."""
+        notification = work.claimed.message.notification
+        try:
+            ours = await self._extend(work)
+            if ours and work.body is None:
+                work.body = await self._bodies.open(notification)
+                # Reading may have taken long.
+                ours = await self._extend(work)
+            if ours:
+                self._post(work)
+                return
+            _LOG.info("the lease of a delivery to %s ended before it began", work.claimed.held.subscription_id)
+        except (NotFound, TooLarge) as error:
+            self._end(work, AttemptFailed(error.code, again=True), ours=True)
+            return
+        except Exception as error:
+            # The fault is not the receiver's: no attempt is lost. What is returned comes at once, hence the pause.
+            # Trouble of the database is in the log already, once.
+            level = logging.INFO if isinstance(error, PubSubError) else logging.WARNING
+            _LOG.log(level, "a delivery of %s could not be prepared: %r", notification.message_id, error)
+            await asyncio.sleep(_TROUBLE_PAUSE_SECONDS)
+        self._hand_back(work)
+
+    async def _extend(self, work: Work) -> bool:
+        """Let the lease last as long as reading the body from the store and sending it may take; False: it is lost."""
         claimed, now = work.claimed, self._clock()
-        # Once for reading the body from the store, once for sending it.
         until = int((now + 2 * self._seconds(work) + LEASE_MARGIN_SECONDS) * 1_000_000)
         until = max(until, claimed.leased_until)
-        try:
-            [ours] = await self._store.extend([claimed.held], until=until, now=int(now * 1_000_000))
-            if not ours:
-                _LOG.info("the lease of a delivery to %s ended before it began", claimed.held.subscription_id)
-                self._leave(work)
-                self._returned(work)
-                self._go_on(work)
-                return
-            if work.body is None:
-                work.body = await self._bodies.open(claimed.message.notification)
-            self._post(work)
-        except PubSubError as error:
-            self._end(work, AttemptFailed(error.code, again=True), ours=True)
+        [ours] = await self._store.extend([claimed.held], until=until, now=int(now * 1_000_000))
+        return ours
 
-    def _prepared(self, task: asyncio.Task[None]) -> None:
-        self._preparing.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _LOG.error("a delivery could not be prepared; its lease will end", exc_info=task.exception())
+    def _hand_back(self, work: Work) -> None:
+        """It was not attempted."""
+        if work not in self._in_flight:
+            return  # given up meanwhile
+        self._leave(work)
+        self._returned(work)
+        self._go_on(work)
 
     def _post(self, work: Work) -> None:
         claimed, body = work.claimed, work.body
@@ -215,9 +242,8 @@ class Attempts:
         now = self._clock()
         expires_at = claimed.message.expires_at
         if expires_at is not None and expires_at <= now * 1_000_000:
-            self._leave(work)
-            self._returned(work)  # the store knows what that means
-            self._loop.call_soon(self._go_on, work)
+            # Later, because this may be called by what that would begin again; the store knows what it means.
+            self._loop.call_soon(self._hand_back, work)
             return
         try:
             callback = _split(claimed.url)

@@ -42,11 +42,13 @@ _MAX_REMEMBERED: Final = 10_000
 class Endpoint:
     """One callback URL without its fragment."""
 
-    __slots__ = ("circuit", "in_flight", "queued", "ready", "reserved", "url")
+    __slots__ = ("circuit", "in_flight", "pause_is_written", "queued", "ready", "reserved", "url")
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.circuit: Circuit = NEW_CIRCUIT
+        self.pause_is_written = False
+        """The store knows of the last pause."""
         self.reserved = 0
         self.ready: deque[Work] = deque()
         self.in_flight = 0
@@ -74,7 +76,7 @@ class Endpoints:
         if endpoint is None:
             endpoint = self._known[url] = Endpoint(url)
             if len(self._known) > _MAX_REMEMBERED:
-                self._forget_oldest()
+                self._forget_oldest(endpoint)
         return endpoint
 
     def all(self) -> list[Endpoint]:
@@ -100,7 +102,7 @@ class Endpoints:
             elif present is Phase.CLOSING:
                 most = allowed(endpoint.circuit, now, rules)
             else:
-                most = 1
+                most = 1 if present is Phase.PROBING or endpoint.pause_is_written else 0
             limits[url] = max(0, most - endpoint.held)
         return limits
 
@@ -109,12 +111,20 @@ class Endpoints:
         """How many may be claimed of an endpoint about which nothing is known."""
         return _READ_AHEAD * self._rules.limit
 
+    def is_paused(self, endpoint: Endpoint) -> bool:
+        """Whether nothing may be sent there now."""
+        return phase(endpoint.circuit, self._clock()) in (Phase.OPEN, Phase.SLOWED)
+
+    def paused(self) -> frozenset[str]:
+        """Those that are paused as far as is known here, and of which the store hands out nothing, unless somebody
+        else lets it through."""
+        return frozenset(url for url, each in self._known.items() if each.pause_is_written and self.is_paused(each))
+
     def let_through(self, endpoint: Endpoint) -> None:
         """The store has handed out a delivery of it: a pause that is remembered here is over."""
         circuit = endpoint.circuit
         now = self._clock()
-        if phase(circuit, now) in (Phase.OPEN, Phase.SLOWED):
-            endpoint.circuit = replace(circuit, paused_at=min(circuit.paused_at, now), paused_until=now)
+        endpoint.circuit = replace(circuit, paused_at=min(circuit.paused_at, now), paused_until=now)
 
     def succeeded(self, endpoint: Endpoint) -> float | None:
         """An attempt was answered 2xx. Returns now, when that ends a pause; else None."""
@@ -146,8 +156,8 @@ class Endpoints:
         if endpoint.circuit == NEW_CIRCUIT and not endpoint.held and not endpoint.queued:
             self._known.pop(endpoint.url, None)
 
-    def _forget_oldest(self) -> None:
+    def _forget_oldest(self, new: Endpoint) -> None:
         for url, endpoint in self._known.items():
-            if not endpoint.held and not endpoint.queued:
+            if not endpoint.held and not endpoint.queued and endpoint is not new:
                 del self._known[url]
                 return

@@ -91,7 +91,10 @@ class Executor:
         """Endpoints that the last claim did not look at, because enough of them is held."""
         self._awake = asyncio.Event()
         self._settled = asyncio.Event()
+        self._cycling = asyncio.Lock()
+        self._claiming = False
         self._draining = False
+        self._closed = False
         self._troubles = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -109,7 +112,7 @@ class Executor:
 
     async def drained(self) -> None:
         """Wait until no attempt is under way and the store knows of all that were."""
-        while self._attempts.running or self._settlements or self._releases:
+        while not self._closed and (self._claiming or self._attempts.running or self._settlements or self._releases):
             self._settled.clear()
             self._awake.set()
             await self._settled.wait()
@@ -118,7 +121,9 @@ class Executor:
         """End at once. Attempts under way are given up, and their leases too, if the store can be told."""
         self._draining = True
         if self._task is not None:
-            self._task.cancel()
+            # Not in the middle of a cycle: what a claim has leased would stay leased, and nobody would know of it.
+            async with self._cycling:
+                self._task.cancel()
             await asyncio.wait({self._task})
         await self._attempts.close()
         for errand in self._errands:
@@ -132,6 +137,7 @@ class Executor:
             _LOG.warning("some deliveries stay leased until their leases end: %s", error.detail)
             self._settlements.clear()
             self._releases.clear()
+        self._closed = True
         self._settled.set()
 
     @property
@@ -168,9 +174,11 @@ class Executor:
         self._attempts.unreserve(reservation.taken)
         if accepted is not None:
             for claimed in accepted.leased:
-                self._attempts.take(Work(claimed, body.share(), tell))
+                self._attempts.take(Work(claimed, _share(body), tell))
             if accepted.deliveries > len(accepted.leased):
                 self.due()
+        if not self._passed_over.isdisjoint(reservation.taken):
+            self.due()  # what it was passed over for is taken no more
         self._attempts.pump()
         self._awake.set()
 
@@ -218,10 +226,17 @@ class Executor:
     def _block(self, endpoint: Endpoint, until: float) -> None:
         """Let the store hold the endpoint back until then (Unix seconds), or no longer."""
         seconds = until - self._clock()
+        endpoint.pause_is_written = False
         if seconds > 0:
             _LOG.warning("durable deliveries to %s pause for %.1f s", shown_url(endpoint.url), seconds)
             self._attempts.give_back(endpoint)
-        self._run_errand(self._store.block_endpoint(endpoint.url, until=int(until * _MICROSECONDS), now=self._now()))
+        self._run_errand(self._write_down(endpoint, until))
+
+    async def _write_down(self, endpoint: Endpoint, until: float) -> None:
+        circuit = endpoint.circuit
+        await self._store.block_endpoint(endpoint.url, until=int(until * _MICROSECONDS), now=self._now())
+        if endpoint.circuit is circuit:
+            endpoint.pause_is_written = True
 
     def _run_errand(self, work: Coroutine[Any, Any, None]) -> None:
         async def quietly() -> None:
@@ -241,7 +256,8 @@ class Executor:
         while True:
             try:
                 await self._sleep()
-                await self._cycle()
+                async with self._cycling:
+                    await self._cycle()
                 self._troubles = 0
             except PubSubError as error:
                 await self._back_off(error.detail)
@@ -270,7 +286,14 @@ class Executor:
                     await self._awake.wait()
             except TimeoutError:
                 if self._has_room:
-                    self._due_at = await self._store.next_due(self._endpoints.limits())
+                    await self._ask_when()
+
+    async def _ask_when(self) -> None:
+        """Let the store say when the next one is due. What is told meanwhile counts as well."""
+        self._due_at = None
+        due_at = await self._store.next_due(self._endpoints.limits())
+        if due_at is not None:
+            self.due(due_at)
 
     @property
     def _has_room(self) -> bool:
@@ -321,18 +344,24 @@ class Executor:
             limits,
         )
         self._passed_over = frozenset(url for url, limit in limits.items() if limit == 0)
+        paused = self._endpoints.paused()
         self._due_at = None
+        self._claiming = True
         try:
             claims = await self._store.claim(terms, now=now)
         except BaseException:
             self.due()
             raise
+        finally:
+            self._claiming = False
+            self._settled.set()
         for claimed in claims.deliveries:
             message = claimed.message
             body = None
             if message.body is not None:
                 body = Body(message.body, None, message.notification.size, message.notification.sha256)
-            self._attempts.take(Work(claimed, body))
+            work = Work(claimed, body)
+            self._attempts.take(work, let_through=work.endpoint_url in paused)
         self._attempts.pump()
         if claims.next_due_at is not None:
             self.due(claims.next_due_at)
@@ -348,3 +377,11 @@ class Executor:
 
     def _now(self) -> int:
         return int(self._clock() * _MICROSECONDS)
+
+
+def _share(body: Body) -> Body | None:
+    """None when there are too many open files: then it is read from the store when its turn comes."""
+    try:
+        return body.share()
+    except OSError:
+        return None

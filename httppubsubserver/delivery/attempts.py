@@ -69,6 +69,8 @@ class Attempts:
         )
         self._runnable: deque[Endpoint] = deque()
         self._in_flight: dict[Work, None] = {}
+        self._by_delivery: dict[tuple[int, str], Work] = {}
+        """What waits and what is in flight."""
         self._preparing: set[asyncio.Task[None]] = set()
         self._draining = False
         self._pumping = False
@@ -116,6 +118,12 @@ class Attempts:
         `let_through`, the store knew, and somebody has ended the pause.
         """
         endpoint = self._endpoints[work.endpoint_url]
+        known = self._by_delivery.setdefault(work.claimed.held[:2], work)
+        if known is not work:
+            # By the clock, which was set, our lease was over; the attempt goes on under the new one.
+            known.claimed = work.claimed
+            work.end("returned")
+            return
         endpoint.ready.append(work)
         self.held += 1
         self.bytes_in_memory += work.bytes_in_memory
@@ -148,6 +156,7 @@ class Attempts:
         """Return what waits for its turn, so that whoever may can have it."""
         while endpoint.ready:
             work = endpoint.ready.popleft()
+            del self._by_delivery[work.claimed.held[:2]]
             self.held -= 1
             self.bytes_in_memory -= work.bytes_in_memory
             self._returned(work)
@@ -271,6 +280,7 @@ class Attempts:
 
     def _leave(self, work: Work) -> None:
         del self._in_flight[work]
+        del self._by_delivery[work.claimed.held[:2]]
         self.held -= 1
         self.bytes_in_memory -= work.bytes_in_memory
         self._endpoints[work.endpoint_url].in_flight -= 1

@@ -79,6 +79,7 @@ class Trouble:
                 if name in self.faults:
                     raise self.faults[name]
                 answer = await method(*arguments, **named)
+                self.changed.set()
                 if name in self.after:
                     await self.after[name].wait()
                 return answer
@@ -92,8 +93,11 @@ class Trouble:
         self.faults = {name: Unavailable("the database is locked by another process") for name in names}
 
     def heal(self) -> None:
-        """Everything works again."""
+        """Everything works again, and nothing waits."""
         self.faults.clear()
+        for gates in (self.before, self.after):
+            while gates:
+                gates.popitem()[1].set()
 
 
 class Bench:
@@ -207,6 +211,7 @@ class Bench:
             assert (executor.running, executor.bytes_in_memory, attempts.held) == (0, 0, 0)
             assert all(each.held == 0 and not each.queued for each in endpoints)
             assert not attempts._preparing
+            assert not attempts._by_delivery
             assert not attempts._runnable
 
 
@@ -216,4 +221,8 @@ async def open_bench(directory: Path, outbound: ScriptedOutbound, **settings: An
     database = f"sqlite:///{directory}/durable.sqlite3"
     config = ServerConfig(db=database, spool_directory=directory, **settings)
     async with open_store(database) as store, AsyncExitStack() as stack:
-        yield Bench(stack, config, store, outbound)
+        bench = Bench(stack, config, store, outbound)
+        try:
+            yield bench
+        finally:
+            bench.trouble.heal()

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.circuit import CircuitRules
@@ -230,25 +230,20 @@ class Executor:
         if seconds > 0:
             _LOG.warning("durable deliveries to %s pause for %.1f s", shown_url(endpoint.url), seconds)
             self._attempts.give_back(endpoint)
-        self._run_errand(self._write_down(endpoint, until))
+        errand = self._loop.create_task(self._write_down(endpoint, until))
+        self._errands.add(errand)
+        errand.add_done_callback(self._errands.discard)
 
     async def _write_down(self, endpoint: Endpoint, until: float) -> None:
         circuit = endpoint.circuit
-        await self._store.block_endpoint(endpoint.url, until=int(until * _MICROSECONDS), now=self._now())
-        if endpoint.circuit is circuit:
-            endpoint.pause_is_written = True
-
-    def _run_errand(self, work: Coroutine[Any, Any, None]) -> None:
-        async def quietly() -> None:
-            try:
-                await work
-            except PubSubError as error:
-                _LOG.warning("the pause of an endpoint was not written down: %s", error.detail)
-            self.due()
-
-        errand = self._loop.create_task(quietly())
-        self._errands.add(errand)
-        errand.add_done_callback(self._errands.discard)
+        try:
+            await self._store.block_endpoint(endpoint.url, until=int(until * _MICROSECONDS), now=self._now())
+        except PubSubError as error:
+            _LOG.warning("the pause of an endpoint was not written down: %s", error.detail)
+        else:
+            if endpoint.circuit is circuit:
+                endpoint.pause_is_written = True
+        self.due()
 
     # -- cycles with the store ------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ The clock stands still until a test moves it, nothing is random, the store can b
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +26,7 @@ from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.executor import Executor
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.stores import open_store
-from httppubsubserver.stores.durable import DurableStore, OwedDelivery, Selection
+from httppubsubserver.stores.durable import Claimed, DurableStore, Held, OwedDelivery, Selection, StoredMessage
 from tests.server.conftest import ScriptedOutbound
 
 URL = "http://a.example/pubsub"
@@ -116,11 +117,11 @@ class Bench:
         self._directory = Directory(store)
         self._ids = count(1)
 
-    async def executor(self, *, store: DurableStore | None = None) -> Executor:
+    async def executor(self, *, store: DurableStore | None = None, credentials: Credentials | None = None) -> Executor:
         """One more of them, at work."""
         executor = Executor(
             self.config,
-            Credentials.none(),
+            credentials or Credentials.none(),
             self.outbound,
             store or self.store,
             holder=f"run_{len(self.executors)}",
@@ -226,3 +227,14 @@ async def open_bench(directory: Path, outbound: ScriptedOutbound, **settings: An
             yield bench
         finally:
             bench.trouble.heal()
+
+
+def claimed(
+    *, attempt: int = 1, schedule: tuple[float, ...] | None = None, url: str = URL, body: bytes = b"data"
+) -> Claimed:
+    """A lease as a store hands it out."""
+    held = Held(1, "sub_1", "run_0", attempt, 1, False)
+    notification = Notification("msg_1", TOPIC, "text/plain", hashlib.sha256(body).digest(), len(body), None)
+    message = StoredMessage(notification, int(START) * 1_000_000, None, None, body, True)
+    until = int(START + 30) * 1_000_000
+    return Claimed(held, message, url, 1, None, attempt, schedule, until, until)

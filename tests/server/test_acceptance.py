@@ -18,6 +18,7 @@ from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.stores.durable import DurableStore, OwedDelivery, Selection
+from httppubsubserver.stores.sqlite_file import SqliteFile
 from tests.server.conftest import NO_AUTH, ScriptedOutbound
 from tests.server.durable import OTHER, URL, Clock, Trouble
 
@@ -300,3 +301,35 @@ async def test_a_body_for_which_there_is_no_descriptor_left_is_read_from_the_sto
     gate.set()
     assert counts(await notify) == (1, 1, 0, 0)
     assert [len(post.body) for post in outbound.posts] == [400_000]
+
+
+async def test_a_database_that_is_read_only_for_a_while(
+    open_one: Open, outbound: ScriptedOutbound, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way is settled, what was refused can be sent again, and nobody has to start anything anew."""
+    broadcaster = await open_one()
+    await durable(broadcaster)
+    await best_effort(broadcaster)
+    gate = asyncio.Event()
+    outbound.hangs(URL, gate)
+    await broadcaster.notify(b"t", b"before", wait_seconds=0)
+    await outbound.until(lambda: len(outbound.posts) == 2)
+    transact, read_only = SqliteFile.transact, True
+
+    async def transact_if_it_may(self: SqliteFile, works: Any, *, durable: bool) -> list[Any]:
+        state = "ON" if read_only else "OFF"
+        await self.attempt(lambda db: db.execute(f"PRAGMA query_only = {state}").close())
+        return await transact(self, works, durable=durable)
+
+    monkeypatch.setattr(SqliteFile, "transact", transact_if_it_may)
+    gate.set()
+    with pytest.raises(Unavailable, match="read-only"):
+        await broadcaster.notify(b"t", b"during")
+    await outbound.until(lambda: [post.url for post in outbound.posts if post.body == b"during"] == [OTHER])
+    assert [each.state for each in await owed(broadcaster)] == ["pending"]
+    read_only = False
+    assert counts(await broadcaster.notify(b"t", b"after")) == (2, 2, 0, 0)
+    async with asyncio.timeout(10):
+        while {each.state for each in await owed(broadcaster)} != {"delivered"}:
+            pass
+    assert [post.body for post in outbound.posts if post.url == URL] == [b"before", b"after"]

@@ -1,0 +1,126 @@
+"""One attempt: only under a lease that outlasts it, only with its body, only while the message is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from httppubsubclient.protocol.credentials import Credentials
+from httppubsubclient.protocol.keys import Key
+from httppubsubclient.protocol.moments import MessageMoments
+from httppubsubserver.delivery.work import Work
+from tests.server.conftest import ScriptedOutbound
+from tests.server.durable import OTHER, URL, Bench, claimed, open_bench
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, outbound: ScriptedOutbound) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path, outbound, max_durable_in_flight=1) as opened:
+        yield opened
+
+
+async def behind_a_slow_one(bench: Bench, moments: MessageMoments | None = None) -> asyncio.Event:
+    """msg_2 waits for the only slot, which msg_1 has until the event."""
+    await bench.executor()
+    await bench.subscribe(URL, topic=b"slow")
+    await bench.subscribe(OTHER, topic=b"quick")
+    gate = asyncio.Event()
+    bench.outbound.hangs(URL, gate)
+    await bench.publish(topic=b"slow")
+    await bench.outbound.until(lambda: bench.outbound.in_flight == 1)
+    await bench.publish(topic=b"quick", moments=moments or MessageMoments(None, None))
+    await bench.until_states(leased=2)
+    return gate
+
+
+async def test_a_lease_that_would_end_during_the_attempt_is_extended_first(bench: Bench) -> None:
+    gate = await behind_a_slow_one(bench)
+    bench.clock.now += bench.config.delivery_lease_seconds - 12
+    bench.trouble.before["settle"] = asyncio.Event()
+    gate.set()
+    await bench.outbound.until(lambda: len(bench.outbound.posts) == 2)
+    assert bench.trouble.calls["extend"] == 1
+    [_, quick] = await bench.owed()
+    assert quick.leased_until is not None
+    assert quick.leased_until > bench.clock.moment + int(bench.config.attempt_timeout_seconds) * 1_000_000
+    bench.trouble.before.pop("settle").set()
+    await bench.until_states(delivered=2)
+    bench.check_idle()
+
+
+async def test_a_lease_that_is_long_enough_costs_no_call(bench: Bench) -> None:
+    gate = await behind_a_slow_one(bench)
+    gate.set()
+    await bench.until_states(delivered=2)
+    assert bench.trouble.calls["extend"] == 0
+
+
+async def test_what_expires_while_it_waits_for_a_slot_is_not_sent(bench: Bench) -> None:
+    gate = await behind_a_slow_one(bench, MessageMoments(None, bench.clock.moment + 5_000_000))
+    bench.clock.now += 6
+    gate.set()
+    await bench.until_states(delivered=1, dead=1)
+    assert bench.posted() == ["msg_1"]
+    bench.check_idle()
+
+
+async def test_a_large_body_has_a_lease_as_long_as_it_may_take(bench: Bench) -> None:
+    """30 MB at the slowest rate that is allowed take as long as an ordinary lease."""
+    await bench.subscribe()
+    first = await bench.executor()
+    first.start_draining()
+    await bench.publish(b"x" * 30_000_000)
+    gate = asyncio.Event()
+    bench.outbound.hangs(URL, gate)
+    await bench.executor()
+    await bench.outbound.until(lambda: bench.outbound.in_flight == 1)
+    [owed] = await bench.owed()
+    assert owed.leased_until is not None
+    assert owed.leased_until >= bench.clock.moment + 40_000_000
+    gate.set()
+    await bench.until_states(delivered=1)
+
+
+async def test_a_lease_that_was_lost_while_the_body_was_read_is_not_used(bench: Bench) -> None:
+    """Reading took longer than anybody thought; somebody else has the delivery."""
+    await bench.subscribe()
+    first = await bench.executor()
+    first.start_draining()
+    await bench.publish(b"x" * 600_000)
+    gate = bench.trouble.after["read_chunk"] = asyncio.Event()
+    slow = await bench.executor()
+    await bench.until(lambda: bench.trouble.calls["read_chunk"] == 1)
+    bench.executors.clear()
+    bench.trouble.after.clear()
+    other = await bench.executor()
+    bench.clock.now += 120
+    other.due()
+    await bench.until_states(delivered=1)
+    gate.set()
+    await bench.until(lambda: slow._attempts.held == 0)
+    assert len(bench.outbound.posts) == 1
+    bench.check_idle()
+
+
+async def test_without_a_key_nothing_is_sent_and_the_endpoint_is_not_to_blame(bench: Bench) -> None:
+    old = Key("k1", b"x" * 32, valid_until=bench.clock.now - 1)
+    executor = await bench.executor(credentials=Credentials("hmac", (old,)))
+    await bench.subscribe(schedule=(0.0, 10.0))
+    notify = await bench.publish()
+    await notify.finished()
+    assert notify.pending == 1
+    await bench.until_states(pending=1)
+    assert bench.outbound.posts == []
+    assert executor._endpoints.all() == []
+    bench.check_idle()
+
+
+def test_whoever_waits_is_told_once() -> None:
+    told: list[str] = []
+    work = Work(claimed(), None, told.append)
+    work.end("delivered")
+    work.end("returned")
+    assert told == ["delivered"]

@@ -87,6 +87,8 @@ class Executor:
         self._releases: list[Claimed] = []
         self._errands: set[asyncio.Task[None]] = set()
         self._due_at: int | None = 0
+        self._look_at = 0.0
+        """In event loop time: when the store is asked what others have left, if nobody has asked it before."""
         self._passed_over: frozenset[str] = frozenset()
         """Endpoints that the last claim did not look at, because enough of them is held."""
         self._awake = asyncio.Event()
@@ -286,9 +288,14 @@ class Executor:
     async def _ask_when(self) -> None:
         """Let the store say when the next one is due. What is told meanwhile counts as well."""
         self._due_at = None
+        self._looked()
         due_at = await self._store.next_due(self._endpoints.limits())
         if due_at is not None:
             self.due(due_at)
+
+    def _looked(self) -> None:
+        """The store is being asked; when it is to be asked again, however busy we are with what came by ourselves."""
+        self._look_at = self._loop.time() + _POLL_SECONDS * (0.5 + self._random())
 
     @property
     def _has_room(self) -> bool:
@@ -328,8 +335,10 @@ class Executor:
 
     async def _claim_what_is_due(self) -> None:
         now = self._now()
-        if self._due_at is None or self._due_at > now or not self._has_room:
+        due = self._due_at is not None and self._due_at <= now
+        if not self._has_room or not (due or self._loop.time() >= self._look_at):
             return
+        self._looked()
         limits = self._endpoints.limits()
         terms = Terms(
             self._holder,

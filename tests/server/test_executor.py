@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.errors import Unavailable
+from httppubsubclient.protocol.messages import Notification
 from httppubsubclient.protocol.moments import MessageMoments
 from httppubsubserver.delivery import attempts as attempts_module
 from httppubsubserver.delivery.outbound import Answer
-from httppubsubserver.stores.durable import Selection
+from httppubsubserver.stores.durable import Publication, Selection
 from tests.server.conftest import ScriptedOutbound
 from tests.server.durable import OTHER, URL, Bench, open_bench
 
@@ -319,3 +321,22 @@ async def test_a_large_body_that_cannot_be_read_costs_no_attempt_and_no_slot(
     [post] = bench.outbound.posts
     assert (len(post.body), post.headers["pubsub-attempt"]) == (600_000, "1")
     bench.check_idle()
+
+
+async def test_an_executor_that_is_never_idle_looks_what_others_have_left(bench: Bench) -> None:
+    """A process that died, a replay from a command line: nobody tells of them, and the own work never ends."""
+    executor = await bench.executor()
+    await bench.subscribe(URL, topic=b"busy")
+    await bench.subscribe(OTHER, topic=b"left")
+    await (await bench.publish(topic=b"busy")).finished()
+    [target] = await bench.targets(b"left")
+    notification = Notification("msg_left", b"left", "text/plain", Body.of(b"x").sha256, 1, None)
+    await bench.trouble.inner.accept(Publication(notification, b"x", [target.id]), now=bench.clock.moment)
+
+    def arrived() -> bool:
+        return any(post.url == OTHER for post in bench.outbound.posts)
+
+    async with asyncio.timeout(20):
+        while not arrived():
+            await (await bench.publish(topic=b"busy")).finished()
+    await bench.until(lambda: executor._attempts.held == 0)

@@ -3,11 +3,11 @@
     async with Broadcaster(config) as broadcaster:
         await broadcaster.notify(b"foo/bar", b"data")
 
-A notify asks the directory which subscriptions match and hands the message to the dispatcher, which delivers to all
-of them at once; the counts are the answer. On this path nothing is written to the database. Only when durable
-subscriptions match, the message and what is owed of it are, before anything is answered (acceptance.py), and the
-executor sees to their deliveries. The routes that make an HTTP API of it are in http_api.py; `router` mounts them into
-any FastAPI application.
+A notify (publishing.py) asks the directory which subscriptions match and hands the message to the dispatcher, which
+delivers to all of them at once; the counts are the answer. On this path nothing is written to the database. Only when
+durable subscriptions match, the message and what is owed of it are, before anything is answered (acceptance.py), and
+the executor sees to their deliveries. The routes that make an HTTP API of it are in http_api.py; `router` mounts them
+into any FastAPI application.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import logging
 import random
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack
 from functools import cached_property
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.protocol.credentials import Secrets
@@ -37,8 +37,8 @@ from httppubsubclient.protocol.messages import (
 )
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
 from httppubsubclient.protocol.topics import check_topic
-from httppubsubserver.acceptance import NOTHING_DURABLE, DurableNotify, accept
 from httppubsubserver.auth import Authenticator
+from httppubsubserver.background import Background
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.delivery.dispatcher import Dispatcher
 from httppubsubserver.delivery.executor import Executor
@@ -46,9 +46,10 @@ from httppubsubserver.delivery.outbound import Outbound, open_outbound
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
+from httppubsubserver.publishing import Publishing
 from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, open_store
-from httppubsubserver.stores.durable import CHUNK_BYTES, DurableStore
+from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.upkeep import Retention, Upkeep
 
 if TYPE_CHECKING:
@@ -58,10 +59,7 @@ __all__ = ["Broadcaster"]
 
 _LOG = logging.getLogger("httppubsub.server")
 
-_SMALLEST_SPOOL_BYTES = 64 * 1024
 _ID_BYTES = 18  # a multiple of three: base64 without padding
-
-T = TypeVar("T")
 
 
 class Broadcaster:
@@ -89,19 +87,13 @@ class Broadcaster:
         self._entering = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._draining = False
-        self._matching = 0
-        self._reserved_bytes = 0
-        self._accepting_bytes = 0
-        self._matched = asyncio.Event()
-        self._background: set[asyncio.Task[Any]] = set()
-        self._one_transaction: set[asyncio.Task[DurableNotify]] = set()
-        """Messages that are being accepted, without the large ones."""
+        self._background = Background()
         self._store: DurableStore | None = None
         self.authenticator: Authenticator
         self._directory: Directory
         self._dispatcher: Dispatcher
         self._executor: Executor
-        self._once: Once
+        self._publishing: Publishing
         self._upkeep: Upkeep
         self.operations: Operations
         """Looking at deliveries and sending them again; there while this is open."""
@@ -150,7 +142,7 @@ class Broadcaster:
         if resume and subscription.delivery == "durable":
             # A new one too: its callback may have been held back because of others.
             endpoint_url = subscription.url.partition("#")[0]
-            self._spawn(self._resume(subscription.id, endpoint_url))
+            self._background.spawn(self._resume(subscription.id, endpoint_url))
         return subscription, created
 
     async def _resume(self, subscription_id: str, endpoint_url: str) -> None:
@@ -230,102 +222,14 @@ class Broadcaster:
         except BaseException:
             body.close()
             raise
-        if idempotency_key is None:
-            return await self._notify(notification, body, wait_seconds, moments)
+        return await self._publishing.publish(notification, body, wait_seconds, moments, idempotency_key)
 
-        def work(message_id: str) -> Coroutine[Any, Any, NotifyResult]:
-            return self._notify(notification._replace(message_id=message_id), body, wait_seconds, moments)
-
-        # In a task of its own: a publisher that goes away must not leave its key claimed and unanswered.
-        running_seconds = self.config.notify_timeout_seconds + body.size / self.config.min_bytes_per_second
-        return await asyncio.shield(
-            self._spawn(self._once.run(idempotency_key, notification, body, work, running_seconds=running_seconds))
-        )
-
-    async def _notify(
-        self, notification: Notification, body: Body, wait_seconds: float | None, moments: MessageMoments
-    ) -> NotifyResult:
-        self._matching += 1
-        try:
-            targets = await self._directory.match(notification.topic, now=self.now())
-        except BaseException:
-            body.close()
-            raise
-        finally:
-            self._matching -= 1
-            if self._matching == 0:
-                self._matched.set()
-        durable: list[Target] = []
-        if self._directory.any_durable:
-            durable = [target for target in targets if target.durable]
-            targets = [target for target in targets if not target.durable] if durable else targets
-        if moments.deliver_at is not None:
-            targets = []
-        accepting = self._start_accepting(notification, body, durable, moments) if durable else None
-        fanout = self._dispatcher.start(notification, body, targets, expires_in=self._expires_in(moments))
-        # Shielded: what was leased with it has to be begun, even if nobody wants to know any more.
-        accepted = NOTHING_DURABLE if accepting is None else await asyncio.shield(accepting)
-        if wait_seconds is None:
-            await fanout.finished()
-            await accepted.finished()
-        else:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_seconds):
-                    await fanout.finished()
-                    await accepted.finished()
-        return NotifyResult(
-            message_id=notification.message_id,
-            matched=fanout.matched + accepted.matched,
-            notified=fanout.notified + accepted.notified,
-            pending=fanout.pending + accepted.pending,
-            failed=fanout.failed + accepted.failed,
-        )
-
-    def _start_accepting(
-        self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
-    ) -> asyncio.Task[DurableNotify]:
-        task = self._spawn(self._accept(notification, body.share(), targets, moments))
-        if body.size <= CHUNK_BYTES:
-            self._one_transaction.add(task)
-            task.add_done_callback(self._one_transaction.discard)
-        return task
-
-    async def _accept(
-        self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
-    ) -> DurableNotify:
-        with body:
-            size = min(body.size, CHUNK_BYTES)
-            if self._accepting_bytes and self._accepting_bytes + size > self.config.bodies_in_memory_bytes:
-                raise Unavailable("too many durable messages are being written", retry_after_seconds=1)
-            self._accepting_bytes += size
-            try:
-                return await accept(self.store, self._executor, notification, body, targets, moments, now=self.now)
-            finally:
-                self._accepting_bytes -= size
-
-    def _expires_in(self, moments: MessageMoments) -> float | None:
-        return None if moments.expires_at is None else (moments.expires_at - self.now()) / 1_000_000
-
-    @contextmanager
-    def body_writer(self, length: int | None = None) -> Iterator[BodyWriter]:
+    def body_writer(self, length: int | None = None) -> AbstractContextManager[BodyWriter]:
         """Where an arriving body is written: memory or a file, depending on its size and on what memory holds.
 
         What it may hold in memory counts as held while the context lasts; `length` is the size, if it is known.
         """
-        config = self.config
-        held = self._dispatcher.bytes_in_memory + self._executor.bytes_in_memory + self._accepting_bytes
-        free = config.bodies_in_memory_bytes - held - self._reserved_bytes
-        allowed = min(config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES))
-        reserved = allowed if length is None else min(length, allowed)
-        self._reserved_bytes += reserved
-        try:
-            yield BodyWriter(
-                spool_bytes=allowed,
-                max_bytes=config.max_body_bytes,
-                directory=None if config.spool_directory is None else str(config.spool_directory),
-            )
-        finally:
-            self._reserved_bytes -= reserved
+        return self._publishing.body_writer(length)
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -356,13 +260,10 @@ class Broadcaster:
 
     async def drained(self) -> None:
         """Wait until nothing is under way any more."""
-        while self._matching or self._dispatcher.running or self._background:
-            if self._matching:
-                self._matched.clear()
-                await self._matched.wait()
+        while self._publishing.matching or self._dispatcher.running or self._background:
+            await self._publishing.matched()
             await self._dispatcher.drained()
-            if self._background:
-                await asyncio.wait(set(self._background))
+            await self._background.drained()
         await self._executor.drained()
 
     async def _start(self) -> None:
@@ -383,7 +284,7 @@ class Broadcaster:
                 self.config,
                 self._secrets.to_subscribers,
                 outbound,
-                gone=lambda target: self._spawn(self._forget(target)),
+                gone=lambda target: self._background.spawn(self._forget(target)),
                 clock=self._clock,
                 random=self._uniform,
             )
@@ -397,12 +298,22 @@ class Broadcaster:
                 random=self._uniform,
             )
             stack.push_async_callback(self._executor.close)
-            self._once = Once(
+            once = Once(
                 store,
                 clock=self._clock,
                 keep_seconds=self.config.idempotency_seconds,
                 check_accepting=self.check_accepting,
-                background=self._spawn,
+                background=self._background.spawn,
+            )
+            self._publishing = Publishing(
+                self.config,
+                store,
+                self._directory,
+                self._dispatcher,
+                self._executor,
+                once,
+                background=self._background,
+                now=self.now,
             )
             self.authenticator = Authenticator(
                 self._secrets.to_broadcasters,
@@ -436,11 +347,7 @@ class Broadcaster:
         except TimeoutError:
             _LOG.warning("stopping with %d notifies unfinished", self._dispatcher.running)
             await self._dispatcher.abort()
-            # What is being accepted is soon; cancelled, it would leave behind leases that nobody knows of.
-            for task in self._background - self._one_transaction:
-                task.cancel()
-            if self._background:
-                await asyncio.wait(set(self._background))
+            await self._background.abort()
             await self._executor.close()
             await self.drained()
         finally:
@@ -455,13 +362,6 @@ class Broadcaster:
                 _LOG.info("unsubscribed %s: its callback answered 410", target.id)
         except PubSubError as error:
             _LOG.warning("%s answered 410 and could not be removed: %s", target.id, error.detail)
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` in the background; `drained` waits for it."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
 
 def _new_id(prefix: str) -> str:

@@ -44,7 +44,8 @@ async def open_one(tmp_path: Path, outbound: ScriptedOutbound, clock: Clock) -> 
             )
             broadcaster = Broadcaster(config, secrets=NO_AUTH, outbound=outbound, clock=clock, uniform=lambda: 0.0)
             await stack.enter_async_context(broadcaster)
-            broadcaster._store = cast(DurableStore, Trouble(broadcaster.store, outbound.changed))
+            store = cast(DurableStore, Trouble(broadcaster.store, outbound.changed))
+            broadcaster._store = broadcaster._publishing._store = store
             return broadcaster
 
         yield opened

@@ -8,6 +8,7 @@ the store first.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ LEASE_MARGIN_SECONDS: Final = 5.0
 
 _TROUBLE_PAUSE_SECONDS: Final = 1.0
 """What cannot be prepared keeps its slot for so long: what is wrong passes, or others have no more luck."""
+
+_NOTHING_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""This machine has no room for another connection at present."""
 
 _split = lru_cache(maxsize=1024)(split_callback_url)
 
@@ -267,9 +271,18 @@ class Attempts:
             head,
             body,
             deadline=self._loop.time() + self._seconds(work),
-            done=lambda outcome: self._end(work, outcome),
+            done=lambda outcome: self._answered(work, outcome),
             head_again=lambda: self._heads.lines(claimed, callback.fragment),
         )
+
+    def _answered(self, work: Work, outcome: Answer | AttemptFailed) -> None:
+        cause = outcome.__cause__ if isinstance(outcome, AttemptFailed) else None
+        if isinstance(cause, OSError) and cause.errno in _NOTHING_LEFT:
+            # Nothing was sent, so no attempt is lost, and the endpoint is not to blame.
+            _LOG.warning("a delivery to %s has to wait: %s", work.claimed.held.subscription_id, cause.strerror)
+            self._loop.call_later(_TROUBLE_PAUSE_SECONDS, self._hand_back, work)
+        else:
+            self._end(work, outcome)
 
     def _end(self, work: Work, outcome: Answer | AttemptFailed, ours: bool = False) -> None:
         if work not in self._in_flight:

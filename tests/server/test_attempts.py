@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from httppubsubclient.protocol.credentials import Credentials
 from httppubsubclient.protocol.keys import Key
 from httppubsubclient.protocol.moments import MessageMoments
+from httppubsubserver.delivery import attempts as attempts_module
+from httppubsubserver.delivery.answers import AttemptFailed
 from httppubsubserver.delivery.work import Work
 from tests.server.conftest import ScriptedOutbound
 from tests.server.durable import OTHER, URL, Bench, claimed, open_bench
@@ -115,6 +118,25 @@ async def test_without_a_key_nothing_is_sent_and_the_endpoint_is_not_to_blame(be
     await bench.until_states(pending=1)
     assert bench.outbound.posts == []
     assert executor._endpoints.all() == []
+    bench.check_idle()
+
+
+async def test_a_machine_without_room_for_another_connection_costs_no_attempt_and_no_trust(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "_TROUBLE_PAUSE_SECONDS", 0)
+    executor = await bench.executor()
+    await bench.subscribe(schedule=(0.0,))
+    nothing_left = OSError(errno.EMFILE, "Too many open files")
+    failed = AttemptFailed("connect_error", again=True, cause=nothing_left)
+    bench.outbound.replies(URL, *[failed] * 10, 200)
+    notify = await bench.publish()
+    await notify.finished()
+    assert (notify.pending, notify.failed) == (1, 0)
+    await bench.until_states(delivered=1)
+    assert {post.headers["pubsub-attempt"] for post in bench.outbound.posts} == {"1"}
+    assert len(bench.outbound.posts) == 11
+    await bench.until(lambda: executor._endpoints.all() == [])
     bench.check_idle()
 
 

@@ -39,7 +39,11 @@ def load_subscriptions(database: Path, urls: list[str], topic: bytes) -> None:
     now = time.time_ns() // 1000
     rows = [(f"sub_{number:022}", url, topic, now, now + 10**10) for number, url in enumerate(urls)]
     with contextlib.closing(sqlite3.connect(database)) as db, db:
-        db.executemany("INSERT INTO subscriptions VALUES (?, ?, 'exact', ?, 86400, ?, ?)", rows)
+        db.executemany(
+            "INSERT INTO subscriptions (id, url, kind, pattern, lease_seconds, created_at, expires_at) "
+            "VALUES (?, ?, 'exact', ?, 86400, ?, ?)",
+            rows,
+        )
         # Whoever is behind the first row that is left in the log of changes reads the whole table.
         db.execute("INSERT INTO subscription_changes VALUES (1000000, ?)", (rows[-1][0],))
         db.execute("DELETE FROM subscription_changes WHERE version < 1000000")

@@ -116,19 +116,25 @@ class Broadcaster:
     """Its subscriber-secrets.json"""
 
 
-@contextlib.contextmanager
-def broadcaster(site: Path, cores: set[int] = OURS, flags: Sequence[str] = ()) -> Iterator[Broadcaster]:
-    """Set up in a new directory and serve."""
+def set_up(site: Path) -> None:
+    """Make the secrets of a broadcaster in a new directory."""
     setup: list[str | Path] = [sys.executable, "-m", "httppubsubserver", "--setup", "--directory", site]
     subprocess.run(setup, check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def broadcaster(site: Path, cores: set[int] = OURS, flags: Sequence[str] = ()) -> Iterator[Broadcaster]:
+    """Serve, from a new directory or from one that was set up."""
+    if not (site / "subscriber-secrets.json").exists():
+        set_up(site)
     serve = [sys.executable, "-m", "httppubsubserver", "serve", "--port", "0", "--log-level", "error", *flags]
     with process(serve, cores, site) as (child, line):
         yield Broadcaster(child.pid, line.removeprefix("listening on "), site / "subscriber-secrets.json")
 
 
-def subscribe(to: Broadcaster, callback: str, topics: Sequence[str]) -> None:
+def subscribe(to: Broadcaster, callback: str, topics: Sequence[str], **options: object) -> None:
     """Make exact subscriptions to `topics` the whole set of one callback URL, through the API's PUT."""
-    body = json.dumps({"subscriptions": [{"topic": topic} for topic in topics]}).encode()
+    body = json.dumps({"subscriptions": [{"topic": topic, **options} for topic in topics]}).encode()
     query = f"url={quote(callback, safe='')}"
     headers = {"content-digest": content_digest(hashlib.sha256(body).digest())}
     headers |= sign_request(

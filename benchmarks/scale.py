@@ -93,7 +93,11 @@ def fill(path: Path, kind: str, total: int, per_url: int) -> None:
         database.execute("BEGIN")
         for name, _ in indexes:
             database.execute(f"DROP INDEX {name}")
-        database.executemany("INSERT INTO subscriptions VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
+        database.executemany(
+            "INSERT INTO subscriptions (id, url, kind, pattern, lease_seconds, created_at, expires_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            rows(),
+        )
         for _, sql in indexes:
             database.execute(sql)
         database.execute("INSERT INTO subscription_changes VALUES (?, 'the last')", (total,))

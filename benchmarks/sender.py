@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,7 +36,9 @@ class Requests:
     port: int
 
 
-def signed_requests(file: Path, url: str, secrets: Path | None, bodies: Iterable[bytes]) -> Requests:
+def signed_requests(
+    file: Path, url: str, secrets: Path | None, bodies: Iterable[bytes], more_headers: Mapping[str, str] = {}
+) -> Requests:
     """A POST to `url` for each body, with a nonce of its own; not signed without `secrets`."""
     parts = urlsplit(url)
     credentials = Credentials.none()
@@ -56,7 +58,7 @@ def signed_requests(file: Path, url: str, secrets: Path | None, bodies: Iterable
                 now=now,
                 nonce=f"{time.time_ns():016x}{number:016x}",
             )
-            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            lines = "".join(f"{name}: {value}\r\n" for name, value in (headers | more_headers).items())
             head = f"POST {parts.path}?{parts.query} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
             sizes.add(output.write(f"{head}{lines}\r\n".encode("ascii") + body))
     assert len(sizes) == 1, "the sender finds requests by their size"

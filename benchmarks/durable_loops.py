@@ -45,6 +45,7 @@ class RawLoop:
     def __init__(self, file: Path) -> None:
         self.db = sqlite3.connect(file, isolation_level=None)
         self.db.execute("PRAGMA synchronous = FULL")
+        self.db.execute("PRAGMA wal_autocheckpoint = 8000")
         self.subscription, self.endpoint = self.db.execute("SELECT id, endpoint FROM subscriptions").fetchone()
         self.number = 0
         self.last_id: str | None = None

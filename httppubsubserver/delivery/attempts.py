@@ -89,14 +89,17 @@ class Attempts:
 
     # -- what comes in --------------------------------------------------------------------------------------------
 
-    def reserve(self, targets: Sequence[Target]) -> dict[str, int]:
-        """Slots for the deliveries of one message, as far as there are any: how many, by the endpoint's URL."""
+    def reserve(self, targets: Sequence[Target]) -> tuple[dict[str, int], set[str]]:
+        """Slots for the deliveries of one message, as far as there are any: how many, by the endpoint's URL, and the
+        endpoints of those that got none."""
         taken: dict[str, int] = {}
+        left: set[str] = set()
         free = 0 if self._draining else self._config.max_durable_in_flight - self.held
         for target in targets:
-            if free <= 0:
-                break
             url = target.callback.request_url
+            if free <= 0:
+                left.add(url)
+                continue
             endpoint = self._endpoints[url]
             if self._endpoints.may_reserve(endpoint):
                 endpoint.reserved += 1
@@ -104,8 +107,9 @@ class Attempts:
                 taken[url] = taken.get(url, 0) + 1
                 free -= 1
             else:
+                left.add(url)
                 self._endpoints.forget_idle(endpoint)
-        return taken
+        return taken, left
 
     def unreserve(self, taken: dict[str, int]) -> None:
         """The opposite; `pump` follows."""

@@ -26,6 +26,7 @@ from httppubsubclient.protocol.circuit import (
     after_failure,
     after_success,
     allowed,
+    next_moment,
     phase,
 )
 from httppubsubserver.delivery.work import Work
@@ -93,18 +94,27 @@ class Endpoints:
 
     def limits(self) -> dict[str, int]:
         """How many more of each may be claimed, where that is not `limit_of_others`."""
-        now, rules = self._clock(), self._rules
-        limits = {}
-        for url, endpoint in self._known.items():
-            present = phase(endpoint.circuit, now)
-            if present is Phase.CLOSED:
-                most = self.limit_of_others
-            elif present is Phase.CLOSING:
-                most = allowed(endpoint.circuit, now, rules)
-            else:
-                most = 1 if present is Phase.PROBING or endpoint.pause_is_written else 0
-            limits[url] = max(0, most - endpoint.held)
-        return limits
+        now = self._clock()
+        return {url: max(0, self._limit(endpoint, now) - endpoint.held) for url, endpoint in self._known.items()}
+
+    def _limit(self, endpoint: Endpoint, now: float) -> int:
+        present = phase(endpoint.circuit, now)
+        if present is Phase.CLOSED:
+            return self.limit_of_others
+        if present is Phase.CLOSING:
+            return allowed(endpoint.circuit, now, self._rules)
+        return 1 if present is Phase.PROBING or endpoint.pause_is_written else 0
+
+    def claimable_at(self, url: str) -> float | None:
+        """When more of it may be claimed, Unix seconds: when its pause is over, or now. None: when one that is held
+        has ended."""
+        endpoint = self._known.get(url)
+        now = self._clock()
+        if endpoint is None:
+            return now
+        if endpoint.held >= self._limit(endpoint, now):
+            return None
+        return next_moment(endpoint.circuit, now)
 
     @property
     def limit_of_others(self) -> int:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from httppubsubclient.bodies import Body
@@ -87,10 +88,10 @@ class Executor:
         self._releases: list[Claimed] = []
         self._errands: set[asyncio.Task[None]] = set()
         self._due_at: int | None = 0
+        self._passed_over: set[str] = set()
+        """Endpoints of which something may be due, and that are not looked at because enough of them is held."""
         self._look_at = 0.0
-        """In event loop time: when the store is asked what others have left, if nobody has asked it before."""
-        self._passed_over: frozenset[str] = frozenset()
-        """Endpoints that the last claim did not look at, because enough of them is held."""
+        """When to look what others have left (the event loop's time)."""
         self._awake = asyncio.Event()
         self._settled = asyncio.Event()
         self._cycling = asyncio.Lock()
@@ -104,6 +105,7 @@ class Executor:
 
     def open(self) -> None:
         """Begin with what is due."""
+        self._will_look_again()
         self._task = self._loop.create_task(self._run(), name="durable deliveries")
 
     def start_draining(self) -> None:
@@ -156,9 +158,9 @@ class Executor:
 
     def reserve(self, targets: Sequence[Target]) -> Reservation:
         """Slots for the deliveries of one message, as far as there are any; `start` follows in any case."""
-        taken = self._attempts.reserve(targets)
+        taken, left = self._attempts.reserve(targets)
         until = self._now() + int(self._config.delivery_lease_seconds * _MICROSECONDS)
-        return Reservation(Terms(self._holder, until, sum(taken.values()), 0, taken), taken)
+        return Reservation(Terms(self._holder, until, sum(taken.values()), 0, taken), taken, left)
 
     def start(
         self,
@@ -177,12 +179,24 @@ class Executor:
         if accepted is not None:
             for claimed in accepted.leased:
                 self._attempts.take(Work(claimed, _share(body), tell))
-            if accepted.deliveries > len(accepted.leased):
+            if reservation.terms.at_most > len(accepted.leased):
                 self.due()
+            for url in reservation.left:
+                self._left_behind(url)
         if not self._passed_over.isdisjoint(reservation.taken):
             self.due()  # what it was passed over for is taken no more
         self._attempts.pump()
-        self._awake.set()
+        if self._due_at is not None and self._due_at <= self._now():
+            self._awake.set()  # there may be room for it again
+
+    def _left_behind(self, url: str) -> None:
+        """Something of this endpoint was accepted, and nothing asked for it. It is claimed as soon as it may be: while
+        an endpoint is paused, or has its limit here, asking for every message would be in the way of accepting."""
+        claimable_at = self._endpoints.claimable_at(url)
+        if claimable_at is None:
+            self._passed_over.add(url)
+        else:
+            self.due(int(claimable_at * _MICROSECONDS))
 
     def due(self, moment: int = 0) -> None:
         """Something may be claimed from this moment on (microseconds; 0: now)."""
@@ -270,31 +284,34 @@ class Executor:
                 raise error
 
     async def _sleep(self) -> None:
-        """Until there is something to do, at most for a second: then look what others have left."""
+        """Until there is something to do; every second or so, look what others have left."""
         while not self._settlements and not self._releases:
-            wait = _POLL_SECONDS * (0.5 + self._random())
+            wait = self._look_at - self._loop.time()
             if self._due_at is not None and self._has_room:
-                wait = min(wait, (self._due_at - self._now()) / _MICROSECONDS)
+                until_due = (self._due_at - self._now()) / _MICROSECONDS
+                if until_due <= 0:
+                    return
+                wait = min(wait, until_due)
             if wait <= 0:
-                return
+                await self._look_around()
+                continue
             self._awake.clear()
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._awake.wait()
-            except TimeoutError:
-                if self._has_room:
-                    await self._ask_when()
+        if self._look_at <= self._loop.time():
+            self.due()  # too busy for that: the claim looks, too
 
-    async def _ask_when(self) -> None:
+    async def _look_around(self) -> None:
         """Let the store say when the next one is due. What is told meanwhile counts as well."""
-        self._due_at = None
-        self._looked()
-        due_at = await self._store.next_due(self._endpoints.limits())
-        if due_at is not None:
-            self.due(due_at)
+        self._will_look_again()
+        if self._has_room:
+            self._due_at = None
+            due_at = await self._store.next_due(self._endpoints.limits())
+            if due_at is not None:
+                self.due(due_at)
 
-    def _looked(self) -> None:
-        """The store is being asked; when it is to be asked again, however busy we are with what came by ourselves."""
+    def _will_look_again(self) -> None:
         self._look_at = self._loop.time() + _POLL_SECONDS * (0.5 + self._random())
 
     @property
@@ -335,10 +352,8 @@ class Executor:
 
     async def _claim_what_is_due(self) -> None:
         now = self._now()
-        due = self._due_at is not None and self._due_at <= now
-        if not self._has_room or not (due or self._loop.time() >= self._look_at):
+        if self._due_at is None or self._due_at > now or not self._has_room:
             return
-        self._looked()
         limits = self._endpoints.limits()
         terms = Terms(
             self._holder,
@@ -347,10 +362,11 @@ class Executor:
             self._endpoints.limit_of_others,
             limits,
         )
-        self._passed_over = frozenset(url for url, limit in limits.items() if limit == 0)
+        self._passed_over = {url for url, limit in limits.items() if limit == 0}
         paused = self._endpoints.paused()
         self._due_at = None
         self._claiming = True
+        self._will_look_again()
         try:
             claims = await self._store.claim(terms, now=now)
         except BaseException:

@@ -47,3 +47,5 @@ class Reservation:
     terms: Terms
     taken: dict[str, int]
     """How many, by the URL of the endpoint."""
+    left: set[str]
+    """Endpoints of which it has none, because their circuits or limits say so, or because there are no slots."""

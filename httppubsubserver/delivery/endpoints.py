@@ -86,11 +86,17 @@ class Endpoints:
 
     def may_begin(self, endpoint: Endpoint) -> bool:
         """Whether another attempt may be under way."""
-        return endpoint.in_flight < allowed(endpoint.circuit, self._clock(), self._rules)
+        return endpoint.in_flight < self._allowed(endpoint)
 
     def may_reserve(self, endpoint: Endpoint) -> bool:
         """Whether a notify may have the store lease it one at once."""
-        return endpoint.held < allowed(endpoint.circuit, self._clock(), self._rules)
+        return endpoint.held < self._allowed(endpoint)
+
+    def _allowed(self, endpoint: Endpoint) -> int:
+        # Most of them work, and are asked about for every delivery.
+        if endpoint.circuit is NEW_CIRCUIT:
+            return self._rules.limit
+        return allowed(endpoint.circuit, self._clock(), self._rules)
 
     def limits(self) -> dict[str, int]:
         """How many more of each may be claimed, where that is not `limit_of_others`."""
@@ -123,7 +129,10 @@ class Endpoints:
 
     def is_paused(self, endpoint: Endpoint) -> bool:
         """Whether nothing may be sent there now."""
-        return phase(endpoint.circuit, self._clock()) in (Phase.OPEN, Phase.SLOWED)
+        return endpoint.circuit is not NEW_CIRCUIT and phase(endpoint.circuit, self._clock()) in (
+            Phase.OPEN,
+            Phase.SLOWED,
+        )
 
     def paused(self) -> frozenset[str]:
         """Those that are paused as far as is known here, and of which the store hands out nothing, unless somebody
@@ -163,7 +172,7 @@ class Endpoints:
 
     def forget_idle(self, endpoint: Endpoint) -> None:
         """Forget it when nothing of it is held and nothing is known against it."""
-        if endpoint.circuit == NEW_CIRCUIT and not endpoint.held and not endpoint.queued:
+        if not endpoint.queued and not endpoint.held and endpoint.circuit == NEW_CIRCUIT:
             self._known.pop(endpoint.url, None)
 
     def _forget_oldest(self, new: Endpoint) -> None:

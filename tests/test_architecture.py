@@ -14,8 +14,8 @@ PROTOCOL = CLIENT / "protocol"
 
 PURE = {
     "__future__", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "datetime", "email",
-    "enum", "functools", "hashlib", "hmac", "ipaddress", "itertools", "math", "re", "string", "struct", "sys", "types",
-    "typing", "unicodedata", "urllib", "cryptography", "httppubsubclient",
+    "enum", "functools", "hashlib", "hmac", "ipaddress", "itertools", "json", "math", "re", "string", "struct", "sys",
+    "types", "typing", "unicodedata", "urllib", "cryptography", "httppubsubclient",
 }  # fmt: skip
 
 # Lower rooms first: a module may import those of its own row and above in this table, never of a row below.

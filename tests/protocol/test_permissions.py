@@ -73,7 +73,7 @@ def test_who_may_not_publish_is_told_the_topic_and_what_is_permitted() -> None:
     assert str(caught.value) == (
         "this key may not publish to the topic bills/%0A1; it may publish to 'orders/*', 'status'"
     )
-    with pytest.raises(Forbidden, match="may publish to nothing$"):
+    with pytest.raises(Forbidden, match=r"may publish to nothing$"):
         Permissions(publish=()).check_publish(b"a")
 
 

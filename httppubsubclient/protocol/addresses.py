@@ -24,7 +24,8 @@ So nobody allows the metadata service by allowing what lies around it, `private`
 An IPv4-mapped address (`::ffff:10.0.0.1`) is the IPv4 address: that is where a dual-stack socket goes. Any other
 address that carries an IPv4 address has to be allowed itself and in what it carries: `64:ff9b::/96` and `public`
 together allow `64:ff9b::8.8.8.8`, which is how a network with DNS64 reaches the IPv4 internet, and still not
-`64:ff9b::10.0.0.1`. A zone (`%eth0`) makes sense with link-local addresses only; all others are refused with one.
+`64:ff9b::10.0.0.1`. A prefix of its own by which a network translates looks like any public one: `nat64_prefixes`
+names it. A zone (`%eth0`) makes sense with link-local addresses only; all others are refused with one.
 
 Name resolution is not done here: ask about the address that is dialled, at the moment it is dialled.
 """
@@ -43,6 +44,7 @@ from httppubsubclient.protocol.errors import ConfigurationError
 
 __all__ = [
     "ALL_PORTS",
+    "MAX_NAT64_PREFIXES",
     "MAX_NETWORKS",
     "MAX_PORT_RANGES",
     "WEB_PORTS",
@@ -57,6 +59,8 @@ __all__ = [
 MAX_NETWORKS: Final = 256
 """Of one policy, names included."""
 MAX_PORT_RANGES: Final = 64
+"""Of one policy."""
+MAX_NAT64_PREFIXES: Final = 16
 """Of one policy."""
 WEB_PORTS: Final = ("80", "443", "8080", "8443")
 """For callbacks of strangers: nothing but what HTTP is usually served at."""
@@ -172,19 +176,25 @@ class AddressPolicy:
     """`loopback`, `private`, `public`, networks (`10.0.0.0/8`) and single addresses; with none nothing is allowed."""
     ports: tuple[str, ...] = ALL_PORTS
     """Numbers (`443`) and ranges (`8000-8999`)."""
+    nat64_prefixes: tuple[str, ...] = ()
+    """IPv6 prefixes of 32, 40, 48, 56, 64 or 96 bits by which the own network translates to IPv4 (RFC 6052)."""
     _kinds: frozenset[AddressKind] = field(init=False, repr=False, compare=False)
     _networks: tuple[IPNetwork, ...] = field(init=False, repr=False, compare=False)
     _ports: tuple[range, ...] = field(init=False, repr=False, compare=False)
+    _nat64_prefixes: tuple[IPv6Network, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_list("networks", self.networks, MAX_NETWORKS)
         _check_list("ports", self.ports, MAX_PORT_RANGES)
+        _check_list("nat64_prefixes", self.nat64_prefixes, MAX_NAT64_PREFIXES)
         named = [_NAMES[entry] for entry in self.networks if entry in _NAMES]
         networks = [_network(f"networks[{at}]", entry) for at, entry in enumerate(self.networks) if entry not in _NAMES]
         ranges = [_port_range(f"ports[{at}]", entry) for at, entry in enumerate(self.ports)]
         object.__setattr__(self, "_kinds", frozenset[AddressKind]().union(*named))
         object.__setattr__(self, "_networks", tuple(networks))
         object.__setattr__(self, "_ports", tuple(ranges))
+        prefixes = [_nat64_prefix(f"nat64_prefixes[{at}]", entry) for at, entry in enumerate(self.nat64_prefixes)]
+        object.__setattr__(self, "_nat64_prefixes", tuple(prefixes))
 
     def allows(self, address: str | IPAddress, port: int) -> bool:
         """Whether this may be dialled. What is no address, or has a name instead of one, may not; never raises."""
@@ -197,7 +207,9 @@ class AddressPolicy:
             return False
         if isinstance(parsed, IPv6Address) and parsed.scope_id is not None and parsed not in _HAS_ZONES:
             return False
-        return self._permits(parsed) and all(self._permits(carried) for carried in carried_ipv4(parsed))
+        return self._permits(parsed) and all(
+            self._permits(carried) for carried in carried_ipv4(parsed, self._nat64_prefixes)
+        )
 
     def _permits(self, address: IPAddress) -> bool:
         row, kind = _row(address)
@@ -231,7 +243,7 @@ def address_kind(address: str | IPAddress) -> AddressKind | None:
     return None if parsed is None else _row(parsed)[1]
 
 
-def carried_ipv4(address: IPAddress) -> tuple[IPv4Address, ...]:
+def carried_ipv4(address: IPAddress, nat64_prefixes: Iterable[IPv6Network] = ()) -> tuple[IPv4Address, ...]:
     """Every IPv4 address that a translator, a tunnel or a relay could take out of this one.
 
     | form                                  | where its 32 bits are                               | source       |
@@ -244,7 +256,7 @@ def carried_ipv4(address: IPAddress) -> tuple[IPv4Address, ...]:
     | ISATAP, `0:5efe` or `200:5efe` inside | the last                                            | RFC 5214 6.1 |
 
     How the local-use prefix is divided is known to its network alone: each way to read an address that leaves nothing
-    but zeros behind it counts. Of `::` and `::1` nothing can be taken.
+    but zeros behind it counts, unless one of `nat64_prefixes` says it. Of `::` and `::1` nothing can be taken.
     """
     if isinstance(address, IPv4Address):
         return ()
@@ -252,7 +264,9 @@ def carried_ipv4(address: IPAddress) -> tuple[IPv4Address, ...]:
     if value <= 1:
         return ()
     found = [_bits(value, 96)] if value >> 32 in _LAST_32 else []
-    if value >> 80 == 0x0064_FF9B_0001:
+    own = [_nat64(value, prefix.prefixlen) for prefix in nat64_prefixes if address in prefix]
+    found += own
+    if value >> 80 == 0x0064_FF9B_0001 and not own:
         found += [_nat64(value, length) for length in (48, 56, 64) if _rest_is_zero(value, length)]
         found.append(_bits(value, 96))
     elif value >> 112 == 0x2002:
@@ -276,6 +290,8 @@ def _bits(value: int, start: int) -> int:
 
 def _nat64(value: int, length: int) -> int:
     """The IPv4 address behind a prefix of so many bits: around the octet at bit 64, which is zero (RFC 6052 2.2)."""
+    if length == 96:
+        return value & 0xFFFF_FFFF
     before = 64 - length
     high = (value >> 64) & ((1 << before) - 1)
     low = (value >> (24 + before)) & ((1 << (32 - before)) - 1)
@@ -329,6 +345,15 @@ def _network(place: str, text: str) -> IPNetwork:
         raise ConfigurationError(f"{place} is {shown}, which has bits behind its prefix: did you mean {network}?")
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
         raise ConfigurationError(f"{place} is {shown}: IPv4-mapped addresses count as IPv4, so write it as IPv4")
+    return network
+
+
+def _nat64_prefix(place: str, text: str) -> IPv6Network:
+    network = _network(place, text)
+    if not isinstance(network, IPv6Network) or network.prefixlen not in (32, 40, 48, 56, 64, 96):
+        raise ConfigurationError(
+            f"{place} is {text[:60]!a}: write an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits (RFC 6052 section 2.2)"
+        )
     return network
 
 

@@ -1,11 +1,11 @@
 """Does this callback want to be called? Two handshakes, for both sides, as values.
 
-| handshake                        | asked                                    | consent                                 |
-|----------------------------------|------------------------------------------|-----------------------------------------|
-| W3C WebSub section 5.3,          | `GET` with `hub.mode`, `hub.topic`,      | 2xx and a body that is the challenge,   |
-| verification of intent           | `hub.challenge`, `hub.lease_seconds`     | to the byte                             |
-| CloudEvents webhook 1.0.2        | `OPTIONS` with `WebHook-Request-Origin`, | 2xx and a `WebHook-Allowed-Origin` that |
-| section 4, abuse protection      | `WebHook-Request-Rate`                   | is this origin or `*`                   |
+| handshake                       | asked                                    | consent                                 |
+|---------------------------------|------------------------------------------|-----------------------------------------|
+| W3C WebSub section 5.3,         | `GET` with `hub.mode`, `hub.topic`,      | 2xx and a body that is the challenge,   |
+| verification of intent          | `hub.challenge`, `hub.lease_seconds`     | to the byte                             |
+| CloudEvents webhook 1.0.2       | `OPTIONS` with `WebHook-Request-Origin`, | 2xx and a `WebHook-Allowed-Origin` that |
+| section 4, abuse protection     | `WebHook-Request-Rate`                   | is this origin or `*`                   |
 
 In WebSub's query `hub.topic` is the topic or pattern itself, percent-encoded once; `pubsub.kind` says which (`exact`,
 `glob`, `mqtt`). Consent is given in the answer to the request and nowhere else: each question has a challenge of its

@@ -81,6 +81,43 @@ def test_a_wrong_port_is_refused_with_its_place(text: str) -> None:
         AddressPolicy(("public",), ("443", text))
 
 
+NAT64 = [
+    ("2606:4700::/32", "2606:4700:c000:221::"),
+    ("2606:4700:100::/40", "2606:4700:1c0:2:21::"),
+    ("2606:4700:122::/48", "2606:4700:122:c000:2:2100::"),
+    ("2606:4700:122:300::/56", "2606:4700:122:3c0:0:221::"),
+    ("2606:4700:122:344::/64", "2606:4700:122:344:c0:2:2100::"),
+    ("2606:4700:122:344::/96", "2606:4700:122:344::192.0.2.33"),
+]
+"""As in RFC 6052 section 2.4, with another first half."""
+
+
+@pytest.mark.parametrize(("prefix", "address"), NAT64)
+def test_the_own_networks_translation_is_looked_through(prefix: str, address: str) -> None:
+    parsed = ipaddress.ip_address(address)
+    assert carried_ipv4(parsed) == ()
+    assert carried_ipv4(parsed, [ipaddress.IPv6Network(prefix)]) == (ipaddress.IPv4Address("192.0.2.33"),)
+    assert AddressPolicy(("public",)).allows(address, 80)
+    assert not AddressPolicy(("public",), nat64_prefixes=(prefix,)).allows(address, 80)
+    assert AddressPolicy(("public", "192.0.2.0/24"), nat64_prefixes=(prefix,)).allows(address, 80)
+
+
+def test_the_local_use_prefix_is_read_one_way_when_it_is_said_which() -> None:
+    networks = ("public", "64:ff9b:1::/48")
+    assert not AddressPolicy(networks).allows("64:ff9b:1:808:8:800::", 80)
+    said = AddressPolicy(networks, nat64_prefixes=("64:ff9b:1::/48",))
+    assert said.allows("64:ff9b:1:808:8:800::", 80)
+    assert not said.allows("64:ff9b:1:a00:0:100::", 80)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "2606:4700::/33", "2606:4700::1", "public", "", "2606:4700::/128"])
+def test_a_wrong_translation_prefix_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"nat64_prefixes\[0\]"):
+        AddressPolicy(("public",), nat64_prefixes=(text,))
+    with pytest.raises(ConfigurationError, match="at most 16"):
+        AddressPolicy(("public",), nat64_prefixes=("64:ff9b::/96",) * 17)
+
+
 def test_the_error_says_what_was_probably_meant() -> None:
     with pytest.raises(ConfigurationError, match=r"did you mean 10\.0\.0\.0/8\?"):
         AddressPolicy(("10.1.0.0/8",))
@@ -102,7 +139,7 @@ def test_a_policy_is_bounded_and_takes_tuples_of_texts_only() -> None:
 def test_policies_that_say_the_same_are_equal_and_show_what_was_written() -> None:
     assert AddressPolicy(("public",)) == AddressPolicy(("public",), ALL_PORTS)
     assert repr(AddressPolicy(("public",), WEB_PORTS)) == (
-        "AddressPolicy(networks=('public',), ports=('80', '443', '8080', '8443'))"
+        "AddressPolicy(networks=('public',), ports=('80', '443', '8080', '8443'), nat64_prefixes=())"
     )
 
 

@@ -75,6 +75,11 @@ async def send_to(site: Site, size: int, subscribers: int, tmp_path: Path, *opti
     assert await measuring < 3 * ALLOWED_GROWTH
 
 
+async def test_a_large_message_arrives_whole_and_memory_stays_flat(site: Site, tmp_path: Path) -> None:
+    await send_to(site, 256 * MEBIBYTE, 1, tmp_path)
+
+
+@pytest.mark.soak
 async def test_a_gibibyte_arrives_whole_and_memory_stays_flat(site: Site, tmp_path: Path) -> None:
     await send_to(site, 1024 * MEBIBYTE, 1, tmp_path)
 

@@ -47,6 +47,8 @@ def _listen(options: argparse.Namespace) -> int:
     ):
         if given and options.durable is None:
             options.parser.error(f"{flag} goes with --durable NAME")
+    if options.forget and (options.globs or options.exact or options.mqtt):
+        options.parser.error("--forget removes the whole name: leave out the patterns")
     return asyncio.run(_until_signalled(_listen_on(options)))
 
 
@@ -86,6 +88,14 @@ def _when_stdout_ends(loop: asyncio.AbstractEventLoop, do: Callable[[], object])
     loop.add_reader(descriptor, ended)
 
 
+def _forgotten(name: str, subscriptions: int, callback_url: str) -> int:
+    if not subscriptions:
+        print(f"nothing is subscribed as {name} at {callback_url}: are the name and --bind the same?", file=sys.stderr)
+        return 1
+    print(f"{name} is forgotten: {subscriptions} subscriptions at {callback_url}", file=sys.stderr)
+    return 0
+
+
 async def _listen_on(options: argparse.Namespace) -> int:
     from httppubsubclient.client import HttpPubSubClient
 
@@ -94,9 +104,7 @@ async def _listen_on(options: argparse.Namespace) -> int:
     remaining = options.count
     async with HttpPubSubClient(_subscriber_config(options)) as client:
         if options.forget:
-            await client.forget_durable(options.durable)
-            print(f"{options.durable} is forgotten", file=sys.stderr)
-            return 0
+            return _forgotten(options.durable, await client.forget_durable(options.durable), client.callback_url)
         subscription = client.subscribe(
             exact=[os.fsencode(topic) for topic in options.exact],
             glob=options.globs,

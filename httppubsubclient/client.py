@@ -321,10 +321,10 @@ class HttpPubSubClient:
         inbox = DurableInbox(options, self._limits, remembered_message_ids=self._config.remembered_message_ids)
         return Subscription(lambda: self._running_durable().name(inbox.options.name), patterns, inbox)
 
-    async def forget_durable(self, name: str) -> None:
+    async def forget_durable(self, name: str) -> int:
         """Remove a durable name from the broadcaster: everything that is subscribed under it, with its backlog, in
         whatever life that was. Raises `RuntimeError` while a subscription of it is entered."""
-        await self._running_durable().forget(name)
+        return await self._running_durable().forget(name)
 
     def on(
         self,

@@ -60,10 +60,12 @@ class DurableCalls:
         with contextlib.suppress(NotFound):
             await self._call("DELETE", f"{PATH}/{subscription_id}", deadline)
 
-    async def unsubscribe_all(self, deadline: float) -> None:
-        """Remove all subscriptions of this URL."""
+    async def unsubscribe_all(self, deadline: float) -> int:
+        """Remove all subscriptions of this URL; how many there were (1000: so many, or more)."""
         query = f"url={quote(self._url, safe='')}"
+        listed = await self._call("GET", PATH, deadline, query=f"{query}&limit=1000")
         await self._call("PUT", PATH, deadline, query=query, fields={"subscriptions": []})
+        return len(listed.fields()["subscriptions"])
 
     async def page(self, path: str, query: str) -> Answer:
         """A page of something."""

@@ -128,12 +128,13 @@ class DurableName:
                     self._continuity.forget(subscription_id)
                 self._drop([pattern], inbox)
 
-    async def forget(self) -> None:
-        """Remove everything that is subscribed under this name, whoever subscribed it, with its backlog."""
+    async def forget(self) -> int:
+        """Remove everything that is subscribed under this name, whoever subscribed it, with its backlog; how many
+        subscriptions there were."""
         if self._wanted:
             raise RuntimeError(f"{self.name!r} is in use here: leave its subscriptions first")
         async with self._calling() as deadline:
-            await self._calls.unsubscribe_all(deadline)
+            return await self._calls.unsubscribe_all(deadline)
 
     # -- deliveries (receiver) ---------------------------------------------------------------------------------------
 

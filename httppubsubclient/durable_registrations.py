@@ -41,11 +41,11 @@ class DurableRegistrations:
             raise Unavailable(f"{name!r} is away", retry_after_seconds=AWAY_RETRY_SECONDS)
         return known
 
-    async def forget(self, name: str) -> None:
-        """Remove everything that is subscribed under a name, with its backlog."""
+    async def forget(self, name: str) -> int:
+        """Remove everything that is subscribed under a name, with its backlog; how many subscriptions there were."""
         check_durable_name(name)
         known = self._names.get(name)
-        await (known or self._made(name)).forget()
+        return await (known or self._made(name)).forget()
 
     async def close(self) -> None:
         """End every subscription, here only."""

@@ -90,6 +90,7 @@ def _sequenced_json(sequenced: Sequenced) -> dict[str, Any]:
     return {
         "sequence": sequenced.sequence,
         "previous_message_id": sequenced.previous_message_id,
+        "state": sequenced.state,
         **_head_json(sequenced.message),
         "deliver_at": _moment(sequenced.message.deliver_at),
         "expires_at": _moment(sequenced.message.expires_at),

@@ -165,6 +165,7 @@ class SequencedAnswer(BaseModel):
 
     sequence: int
     previous_message_id: str | None
+    state: str = Field(description="Of its delivery; `cancelled`: it was called off, and is not wanted any more.")
     message_id: str
     topic: str | None = None
     topic_b64: str | None = None

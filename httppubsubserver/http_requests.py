@@ -174,7 +174,9 @@ class Incoming:
         """Read a small JSON body strictly. Raises as `body` does, and `InvalidRequest`."""
         media_type = self.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
-            raise UnsupportedMediaType(f"the body is application/json, not {media_type!r}")
+            raise UnsupportedMediaType(
+                f"a body has to be sent here with Content-Type: application/json; this one says {media_type!r}"
+            )
         body = await self.body(BodyWriter(spool_bytes=max_bytes, max_bytes=max_bytes))
         try:
             return model.model_validate_json(body.data or b"")

@@ -23,7 +23,9 @@ __all__ = ["Once"]
 
 _FIRST_POLL_SECONDS = 0.02
 _LONGEST_POLL_SECONDS = 0.5
-_LEASE_MARGIN_SECONDS = 10.0
+_LEASE_SECONDS = 5.0
+"""So long after the death of a process its claims may be taken over."""
+_RENEW_SECONDS = 1.5
 _FINISH_AGAIN_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5)
 
 _LOG = logging.getLogger("httppubsub.server")
@@ -93,7 +95,7 @@ class Once:
                 key,
                 fingerprint=fingerprint,
                 message_id=notification.message_id,
-                lease_until=_microseconds(now + running_seconds + _LEASE_MARGIN_SECONDS),
+                lease_until=_microseconds(now + _LEASE_SECONDS),
                 until=_microseconds(now + self._keep_seconds),
                 now=_microseconds(now),
             )
@@ -106,11 +108,14 @@ class Once:
     async def _run_claimed(
         self, key: str, message_id: str, work: Callable[[str], Awaitable[NotifyResult]]
     ) -> NotifyResult:
+        renewing = asyncio.create_task(self._renew(key, message_id), name="idempotency key")
         try:
             result = await work(message_id)
         except BaseException:
             await self._store.abandon_once(key)
             raise
+        finally:
+            renewing.cancel()
         answer = json.dumps(result.to_json())
         try:
             await self._store.finish_once(key, answer=answer)
@@ -119,8 +124,17 @@ class Once:
             self._background(self._finish_later(key, answer))
         return result
 
+    async def _renew(self, key: str, message_id: str) -> None:
+        """Keep the claim while its work is under way."""
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            with suppress(PubSubError):
+                until = _microseconds(self._clock() + _LEASE_SECONDS)
+                await self._store.renew_once(key, message_id=message_id, lease_until=until)
+
     async def _finish_later(self, key: str, answer: str) -> None:
-        """Until this has worked, others with this key wait as if it were still running."""
+        """Until this has worked, others with this key are told that it is still running, or get the same message
+        sent once more."""
         for pause in _FINISH_AGAIN_SECONDS:
             await asyncio.sleep(pause)
             with suppress(PubSubError):

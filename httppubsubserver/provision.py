@@ -55,10 +55,14 @@ _MAIN = '''\
 Settings: HTTPPUBSUB_* variables, or a TOML file that HTTPPUBSUB_CONFIG names. Relative paths below start here.
 """
 
+import logging
 from pathlib import Path
 
 from httppubsubserver.app import create_app
 from httppubsubserver.config import load_config
+
+logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+logging.getLogger("httppubsub").setLevel(logging.INFO)
 
 app = create_app(
     load_config(

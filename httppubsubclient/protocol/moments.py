@@ -73,7 +73,9 @@ def parse_moment_header(name: MomentHeader, value: str, now: int) -> int:
         if moment > now + MAX_DELIVER_AT_SECONDS * _MICROSECONDS:
             raise InvalidRequest(f"the header {name} is at most {MAX_DELIVER_AT_SECONDS} seconds (365 days) ahead")
         return max(moment, now)
-    if not now < moment <= now + MAX_EXPIRES_SECONDS * _MICROSECONDS:
+    if moment <= now:
+        raise InvalidRequest(f"the header {name} names a moment that is not after the one at which the message is due")
+    if moment > now + MAX_EXPIRES_SECONDS * _MICROSECONDS:
         raise InvalidRequest(
             f"the header {name} is 1 to {MAX_EXPIRES_SECONDS} seconds (30 days) after the message is due; got"
             f" {(moment - now) // _MICROSECONDS}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
@@ -21,6 +22,8 @@ from httppubsubserver.stores.durable import Attempt, Settlement
 __all__ = ["Decision", "Outcomes", "shown_url"]
 
 _LOG = logging.getLogger("httppubsub.server.durable")
+
+_DURABLE_NAME = re.compile(r"durable=[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 _MAX_REMEMBERED: Final = 10_000
 """How many failing subscriptions are remembered; beyond it the oldest is forgotten."""
@@ -97,5 +100,7 @@ class Outcomes:
 
 
 def shown_url(url: str) -> str:
-    """A URL for the log: without query and fragment, which may hold a secret of the subscriber's."""
-    return url.partition("#")[0].partition("?")[0]
+    """A URL for the log: without query and fragment, which may hold a secret of the subscriber's; a durable name of
+    our client's, which is the whole query then, is none."""
+    address, _, query = url.partition("#")[0].partition("?")
+    return f"{address}?{query}" if _DURABLE_NAME.fullmatch(query) else address

@@ -136,6 +136,10 @@ class Store(Protocol):
         what it was about, the fingerprint and the message, stays."""
         ...
 
+    async def renew_once(self, key: str, *, message_id: str, lease_until: int) -> None:
+        """Hold a claim longer, unless another message has it or it is finished."""
+        ...
+
     async def finish_once(self, key: str, *, answer: str) -> None:
         """Keep the answer for those who come with the same key and fingerprint until its `until`. The first stays."""
         ...

@@ -264,6 +264,7 @@ class Sequenced(NamedTuple):
 
     sequence: int
     previous_message_id: str | None
+    state: DeliveryState
     message: StoredMessage
 
 

@@ -43,6 +43,7 @@ ROWS_PER_PIECE: Final = 500
 
 _BATCH_SIZE: Final = 256
 _MAX_WAITING: Final = 10_000
+_RENEW_KEY: Final = "UPDATE idempotency_keys SET lease_until = ? WHERE key = ? AND message_id = ? AND answer IS NULL"
 _PRUNE_KEYS: Final = (
     "DELETE FROM idempotency_keys WHERE key IN (SELECT key FROM idempotency_keys WHERE until <= ? LIMIT ?)"
 )
@@ -230,6 +231,10 @@ class SqliteStore(SqliteDurable):
     ) -> Remembered:
         """See `Store.begin_once`."""
         return await self._remember(lambda db: _begin_once(db, key, fingerprint, message_id, lease_until, until, now))
+
+    async def renew_once(self, key: str, *, message_id: str, lease_until: int) -> None:
+        """See `Store.renew_once`."""
+        await self._remember(lambda db: db.execute(_RENEW_KEY, (lease_until, key, message_id)))
 
     async def finish_once(self, key: str, *, answer: str) -> None:
         """See `Store.finish_once`."""

@@ -296,15 +296,15 @@ def messages_after(
             return None
         last: int = known[0]
         rows = db.execute(
-            "SELECT sequence, previous_message_id, message FROM deliveries "
+            "SELECT sequence, previous_message_id, state, message FROM deliveries "
             "WHERE subscription_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
             (subscription_id, after, limit),
         )
         found: list[Sequenced] = []
         body_bytes = 0
-        for sequence, previous_id, number in rows:
+        for sequence, previous_id, state, number in rows:
             stored = stored_message(db.execute(_WITH_BODY, (number,)).fetchone())
-            found.append(Sequenced(sequence, previous_id, stored))
+            found.append(Sequenced(sequence, previous_id, state, stored))
             body_bytes += len(stored.body or b"")
             if body_bytes > max_body_bytes:
                 break

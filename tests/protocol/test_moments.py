@@ -98,7 +98,7 @@ def test_neither_lies_too_far_ahead(name: MomentHeader) -> None:
 @pytest.mark.parametrize("value", ["0", "2026-11-21T02:11:00Z", "1999-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59"])
 def test_to_be_delivered_in_the_past_means_now_but_expired_already_is_a_mistake(value: str) -> None:
     assert parse_moment_header("pubsub-deliver-at", value, NOW) == NOW
-    with pytest.raises(InvalidRequest, match=r"after the message is due; got (0|-[0-9]+)$"):
+    with pytest.raises(InvalidRequest, match=r"not after the one at which the message is due$"):
         parse_moment_header("pubsub-expires", value, NOW)
 
 

@@ -421,6 +421,16 @@ class TestIdempotencyKeys:
         assert await self.begin(store, fingerprint=b"two") == Remembered("conflict")
         assert await self.begin(store, message_id="m2") == NEW
 
+    async def test_a_claim_is_held_longer_by_its_own_message_until_it_is_finished(self, store: Store) -> None:
+        await self.begin(store)
+        await store.renew_once("key", message_id="m2", lease_until=NOW + 99 * SECOND)
+        await store.renew_once("key", message_id="m1", lease_until=NOW + 20 * SECOND)
+        assert await self.begin(store, now=NOW + 19 * SECOND) == Remembered("running")
+        assert await self.begin(store, now=NOW + 20 * SECOND) == NEW
+        await store.finish_once("key", answer="done")
+        await store.renew_once("key", message_id="m1", lease_until=NOW + 90 * SECOND)
+        assert await self.begin(store, now=NOW + 50 * SECOND) == Remembered("finished", "done")
+
     async def test_what_is_taken_over_is_the_same_message(self, store: Store) -> None:
         await self.begin(store)
         assert await self.begin(store, message_id="m2", now=NOW + 10 * SECOND) == NEW

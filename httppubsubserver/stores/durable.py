@@ -436,8 +436,8 @@ class DurableStore(Store, Protocol):
     async def prune_messages(
         self, *, now: int, bodies_before: int, messages_before: int, max_bytes: int | None = None
     ) -> Pruned:
-        """Delete, in slices, what nobody is owed any more: bodies of messages that were accepted before
-        `bodies_before`, and all of those accepted before `messages_before`.
+        """Delete, in slices, what nobody is owed any more: bodies of messages that were over for all of their
+        subscriptions before `bodies_before`, and all of those that were before `messages_before`.
 
         While the database uses more than `max_bytes`, further bodies, the oldest first, and then further messages.
         What is pending is never deleted, nor is the message that was accepted last. Also deletes the pieces of

@@ -277,7 +277,7 @@ def _place(cursor: str) -> Place:
 
 
 def _is_part(part: object) -> bool:
-    return isinstance(part, str) or (type(part) is int and abs(part) <= _FOREVER)
+    return (isinstance(part, str) and part.isascii()) or (type(part) is int and abs(part) <= _FOREVER)
 
 
 # -- what a subscription got ------------------------------------------------------------------------------------------

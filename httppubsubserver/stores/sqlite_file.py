@@ -104,6 +104,7 @@ class SqliteFile:
         self._closed = False
         self._durable: bool | None = None
         self._fault: str | None = None
+        self._identity = _identity_of(path)
 
     async def run(self, work: Work[T]) -> T:
         """`work(connection)`, in the connection's thread, after what was asked for earlier. Raises `Unavailable`."""
@@ -137,6 +138,11 @@ class SqliteFile:
         the process and may be lost with the machine's power. Raises `Unavailable`: then none of it has happened.
         """
 
+        if durable and _identity_of(self.path) != self._identity:
+            # SQLite would go on writing to a file that has no name any more, and everything would seem to be well.
+            _LOG.error("%s was removed or replaced while it is in use; put it back, or start again", self.path)
+            raise Unavailable("the database file was removed or replaced", retry_after_seconds=_RETRY_AFTER_SECONDS)
+
         def transaction(db: sqlite3.Connection) -> list[Any]:
             if durable != self._durable:
                 db.execute("PRAGMA synchronous = FULL" if durable else "PRAGMA synchronous = NORMAL")
@@ -150,6 +156,15 @@ class SqliteFile:
         if not self._closed:
             self._closed = True
             await self._connection.close()
+
+
+def _identity_of(path: str) -> tuple[int, int] | None:
+    """Which file this path names; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @asynccontextmanager

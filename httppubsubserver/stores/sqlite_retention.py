@@ -25,7 +25,11 @@ _TOLERANCE: Final = 5 * 1_000_000
 """Clocks of several machines are never quite the same."""
 _NOTICE_EVERY: Final = 10 * 1_000_000
 
-_OWED: Final = "EXISTS (SELECT 1 FROM deliveries d WHERE d.message = m.number AND d.state IN ('pending', 'waiting'))"
+# Owed to somebody, or not long over: what dies late is kept as long as what was delivered at once.
+_OWED: Final = (
+    "EXISTS (SELECT 1 FROM deliveries d "
+    "WHERE d.message = m.number AND (d.state IN ('pending', 'waiting') OR d.updated_at >= ?))"
+)
 # The number of the last one is not given to another: an old lease would fit that.
 _OLDEST: Final = (
     "SELECT m.accepted_at, m.number, m.id, m.body IS NULL, {owed} FROM messages m "
@@ -65,8 +69,8 @@ class Slice(NamedTuple):
 
 
 def prune_bodies(db: sqlite3.Connection, before: int, place: tuple[int, int]) -> Slice:
-    """Delete the bodies of messages that were accepted before that moment and are owed to nobody."""
-    rows = db.execute(_WITH_BODIES, (before, *place, _SLICE_MESSAGES)).fetchall()
+    """Delete the bodies of messages that were accepted, and were over for everybody, before that moment."""
+    rows = db.execute(_WITH_BODIES, (before, before, *place, _SLICE_MESSAGES)).fetchall()
     free = [row for row in rows if not row[4]]
     db.executemany("UPDATE messages SET body = NULL, body_kept = 0 WHERE number = ?", [(row[1],) for row in free])
     _leave_pieces(db, [row[2] for row in free if row[3]])
@@ -74,8 +78,9 @@ def prune_bodies(db: sqlite3.Connection, before: int, place: tuple[int, int]) ->
 
 
 def prune_rows(db: sqlite3.Connection, before: int, place: tuple[int, int]) -> Slice:
-    """Delete messages that were accepted before that moment and are owed to nobody, with all that belongs to them."""
-    rows = db.execute(_ALL, (before, *place, _SLICE_MESSAGES)).fetchall()
+    """Delete messages that were accepted, and were over for everybody, before that moment, with all that belongs to
+    them."""
+    rows = db.execute(_ALL, (before, before, *place, _SLICE_MESSAGES)).fetchall()
     room, deleted = _SLICE_ROWS, 0
     for moment, number, message_id, without_body, owed in rows:
         if not owed:

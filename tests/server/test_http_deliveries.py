@@ -383,6 +383,7 @@ class TestCatchingUp:
                     "deliver_at": None,
                     "expires_at": None,
                     "body_kept": True,
+                    "state": "pending",
                     "data_b64": "//8=",
                 }
             ],

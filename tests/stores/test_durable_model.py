@@ -336,15 +336,15 @@ async def _prune(store: DurableStore, model: Model, bodies_back: int, messages_b
     bodies_before = model.now - bodies_back * SECOND
     messages_before = model.now - messages_back * SECOND
     pruned = await store.prune_messages(now=model.now, bodies_before=bodies_before, messages_before=messages_before)
-    free = [
-        each
-        for each in model.messages.values()
-        if not any(row.message is each and row.owed for row in model.deliveries)
-    ]
-    bodies = [each for each in free if each.body_kept and each.accepted_at < bodies_before]
+
+    def free(before: int) -> list[Message]:
+        kept = [row.message for row in model.deliveries if row.owed or row.updated_at >= before]
+        return [each for each in model.messages.values() if each.accepted_at < before and each not in kept]
+
+    bodies = [each for each in free(bodies_before) if each.body_kept]
     for each in bodies:
         each.body_kept = False
-    over = [each for each in free if each.accepted_at < messages_before and each.number != model.last_number]
+    over = [each for each in free(messages_before) if each.number != model.last_number]
     for each in over:
         del model.messages[each.name]
     model.deliveries = [row for row in model.deliveries if row.message not in over]

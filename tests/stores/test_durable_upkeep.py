@@ -87,7 +87,9 @@ class TestLooking:
         assert (page.deliveries, page.cursor is None) == ((), False)
         assert [row.message_id for row in await listed(store, Selection(state="delivered"))] == ids([first])
 
-    @pytest.mark.parametrize("cursor", ["", "!", "e30", "WzFd", "WyJ4Il0", "W1tdXQ", "WzFlOTk5XQ", "W10", "[" * 9999])
+    @pytest.mark.parametrize(
+        "cursor", ["", "!", "e30", "WzFd", "WyJ4Il0", "W1tdXQ", "WzFlOTk5XQ", "W10", "[" * 9999, "WyJcdWQ4MDAiXQ"]
+    )
     async def test_a_strange_cursor_is_refused_or_is_a_place(self, store: DurableStore, cursor: str) -> None:
         await accept_all(store, ["m"], [subscriber := await durable(store)])
         for selection in (Selection(), Selection(subscriber), Selection(state="dead"), Selection(message_id="m")):
@@ -236,6 +238,19 @@ class TestRetention:
         assert await settle(store, delivered(owed)) == [True]
         await store.prune_messages(now=NOW + 9, bodies_before=NOW + YEAR, messages_before=NOW + YEAR)
         assert [row.message_id for row in await listed(store)] == ["m4"], "the last one stays"
+
+    async def test_what_dies_late_is_kept_as_long_as_what_was_delivered_at_once(self, store: DurableStore) -> None:
+        subscriber = await durable(store)
+        await accept_all(store, ["m1", "m2"], [subscriber])
+        first, second = await claim(store)
+        await settle(store, delivered(first))
+        late = NOW + 100 * SECOND
+        await settle(store, dead(second), now=late)
+        await accept_all(store, ["last"], [subscriber], now=late)
+        assert await store.prune_messages(now=late, bodies_before=late, messages_before=late) == Pruned(1, 1)
+        assert [row.message_id for row in await listed(store)] == ["last", "m2"]
+        over = late + SECOND
+        assert await store.prune_messages(now=over, bodies_before=over, messages_before=over) == Pruned(1, 1)
 
     async def test_large_bodies_go_with_all_their_pieces(self, store: DurableStore) -> None:
         subscriber = await durable(store)

@@ -171,6 +171,18 @@ class TestTheFile:
                 )
                 assert await file.run(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (1,)
 
+    async def test_a_file_that_is_removed_or_replaced_is_noticed(self, path: Path, url: str) -> None:
+        async with open_sqlite(url) as store:
+            await put(store, A, b"t")
+            aside = path.rename(f"{path}.aside")
+            with pytest.raises(Unavailable, match="removed or replaced"):
+                await put(store, A, b"u")
+            path.touch()
+            with pytest.raises(Unavailable, match="removed or replaced"):
+                await put(store, A, b"u")
+            aside.rename(path)
+            await put(store, A, b"u")
+
     async def test_closing_leaves_no_thread(self, url: str) -> None:
         before = set(threading.enumerate())
         async with open_sqlite(url):

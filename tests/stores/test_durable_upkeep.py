@@ -14,6 +14,7 @@ from httppubsubserver.stores.durable import (
     CHUNK_BYTES,
     Attempt,
     DurableStore,
+    Pruned,
     Publication,
     Selection,
     StoredMessage,

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _DELIVERY_EXAMPLE: JsonDict = {
-    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ",
+    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ8f",
     "subscription_id": "sub_0h9m2Zt4cQ7hJw3xkYb5Dg",
     "topic": "orders/17/paid",
     "url": "http://127.0.0.1:3002/v1/receive",

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _COUNTS_EXAMPLE: JsonDict = {
-    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ",
+    "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ8f",
     "matched": 3,
     "notified": 2,
     "pending": 0,

@@ -387,8 +387,11 @@ class DurableStore(Store, Protocol):
         ...
 
     async def block_endpoint(self, url: str, *, until: int, now: int) -> None:
-        """Let nothing of an endpoint (a callback URL without its fragment) be claimed before `until`; the last
-        word counts, so `now` ends it. Does nothing when the endpoint is unknown."""
+        """Let nothing of an endpoint (a callback URL without its fragment) be claimed before `until`.
+
+        Of several blocks, whoever asked for them, the one that ends last counts. An `until` that is not later than
+        `now` ends them all. Does nothing when the endpoint is unknown.
+        """
         ...
 
     async def cancel_scheduled(self, message_id: str, *, now: int) -> int:

@@ -200,10 +200,12 @@ def advance(db: sqlite3.Connection, subscription_id: str, endpoint: int, now: in
 
 def block_endpoint(db: sqlite3.Connection, url: str, until: int, now: int) -> None:
     """See `DurableStore.block_endpoint`."""
-    row = db.execute("SELECT number FROM endpoints WHERE url = ?", (url,)).fetchone()
-    if row is not None:
-        first = db.execute(_FIRST, row).fetchone()
-        db.execute(
-            "UPDATE endpoints SET blocked_until = ?, blocked_at = ?, ready_at = ? WHERE number = ?",
-            (until, now, None if first is None else max(first[0], until), row[0]),
-        )
+    row = db.execute("SELECT number, blocked_until FROM endpoints WHERE url = ?", (url,)).fetchone()
+    # Each process knows only what it was answered itself, so a pause does not shorten the one of another.
+    if row is None or now < until <= row[1]:
+        return
+    first = db.execute(_FIRST, row[:1]).fetchone()
+    db.execute(
+        "UPDATE endpoints SET blocked_until = ?, blocked_at = ?, ready_at = ? WHERE number = ?",
+        (until, now, None if first is None else max(first[0], until), row[0]),
+    )

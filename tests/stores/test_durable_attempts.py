@@ -194,7 +194,7 @@ class TestTurns:
         assert claims.next_due_at == NOW + LEASE
         assert await store.next_due() == NOW
 
-    async def test_a_blocked_endpoint_waits_and_the_last_word_counts(self, store: DurableStore) -> None:
+    async def test_a_blocked_endpoint_waits_until_the_latest_end_or_until_it_is_ended(self, store: DurableStore) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         await accept_all(store, ["m1"], [one, two])
         await store.block_endpoint(ENDPOINT, until=NOW + 100, now=NOW)
@@ -207,8 +207,9 @@ class TestTurns:
         assert await claim(store, now=NOW + 99) == ()
         assert await store.next_due() == NOW + 100
         await store.block_endpoint(ENDPOINT, until=NOW + 50, now=NOW)
-        assert await claim(store, now=NOW + 49) == ()
-        assert len(await claim(store, now=NOW + 50)) == 2
+        assert await claim(store, now=NOW + 99) == ()
+        assert await store.next_due() == NOW + 100
+        assert len(await claim(store, now=NOW + 100)) == 2
         await store.block_endpoint(ENDPOINT, until=NOW + 3 * LEASE, now=NOW)
         assert await claim(store, now=NOW + 2 * LEASE) == ()
         await store.block_endpoint(ENDPOINT, until=NOW, now=NOW)

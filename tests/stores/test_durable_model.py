@@ -262,7 +262,7 @@ async def _extend(store: DurableStore, model: Model, which: int, seconds: int) -
 async def _block(store: DurableStore, model: Model, which: int, seconds: int) -> None:
     endpoint, until = ENDPOINTS[which], model.now + seconds * SECOND
     await store.block_endpoint(endpoint, until=until, now=model.now)
-    if endpoint in model.blocked:
+    if endpoint in model.blocked and (until <= model.now or until > model.blocked_until(endpoint)):
         model.blocked[endpoint] = (until, model.now)
 
 

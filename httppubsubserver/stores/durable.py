@@ -358,7 +358,8 @@ class DurableStore(Store, Protocol):
         """Decide deliveries by the attempts that were made. False: that lease is lost, and nothing happened.
 
         A lease is lost when somebody else has claimed the delivery after its end; while nobody has, a late settlement
-        still counts. `again` does not make an endpoint wait, see `block_endpoint`.
+        still counts. `again` does not make an endpoint wait, see `block_endpoint`. When `work_off` has met the
+        delivery meanwhile because its subscription has ended, then `again` and `dead` end it for that reason.
         """
         ...
 
@@ -368,7 +369,8 @@ class DurableStore(Store, Protocol):
 
     async def release(self, held: Sequence[Held], *, now: int) -> list[bool]:
         """Give deliveries back of which no attempt was begun, where the lease is not lost: they are due at once, and
-        the attempt that was to be made is still to be made."""
+        the attempt that was to be made is still to be made; or they end as `settle` has it when the subscription has
+        ended meanwhile."""
         ...
 
     async def bring_forward(self, subscription_id: str, *, now: int) -> int:

@@ -29,6 +29,7 @@ __all__ = [
     "give_up",
     "lower",
     "next_due",
+    "state_of",
     "stored_message",
 ]
 
@@ -71,6 +72,7 @@ MESSAGE: Final = (
     "FROM messages WHERE number = ?"
 )
 _WITH_BODY: Final = MESSAGE.format(body="body")
+_NOT_WANTED: Final = ("unsubscribed", "called_off")
 
 
 def claim(db: sqlite3.Connection, terms: Terms, now: int) -> Claims:
@@ -177,8 +179,12 @@ def lower(db: sqlite3.Connection, endpoint: int, due_at: int) -> None:
 
 def give_up(db: sqlite3.Connection, message: int, subscription_id: str, reason: str, now: int) -> None:
     """End a delivery for a reason that is not an answer."""
-    state = "cancelled" if reason in ("unsubscribed", "called_off") else "dead"
-    db.execute(_GIVE_UP, (state, reason, now, message, subscription_id))
+    db.execute(_GIVE_UP, (state_of(reason), reason, now, message, subscription_id))
+
+
+def state_of(reason: str) -> str:
+    """Of a delivery that ends for that reason."""
+    return "cancelled" if reason in _NOT_WANTED else "dead"
 
 
 def advance(db: sqlite3.Connection, subscription_id: str, endpoint: int, now: int) -> None:

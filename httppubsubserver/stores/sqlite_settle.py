@@ -8,7 +8,7 @@ from typing import Final
 
 from httppubsubserver.stores.durable import MAX_ANSWER_BYTES, MAX_ATTEMPTS_KEPT, Held, Settlement
 from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes
-from httppubsubserver.stores.sqlite_claims import advance, lower
+from httppubsubserver.stores.sqlite_claims import advance, give_up, lower, state_of
 
 __all__ = ["bring_forward", "extend", "release", "settle"]
 
@@ -27,6 +27,7 @@ _LATER: Final = (
 )
 _BRING: Final = f"{_SET} due_at = ?, updated_at = ? WHERE message = ? AND subscription_id = ?"
 _BROUGHT_AT_ONCE: Final = 1000
+_CALLED_OFF: Final = "SELECT reason FROM deliveries WHERE message = ? AND subscription_id = ?"
 _INSERT_ATTEMPT: Final = (
     "INSERT OR REPLACE INTO attempts (message, subscription_id, attempt, began_at, ended_at, status, error, answer) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -55,8 +56,10 @@ def release(db: sqlite3.Connection, held: Sequence[Held], now: int) -> list[bool
     in_time = []
     for each in held:
         mine = db.execute(_RELEASE, (now, now, *each[:4])).rowcount == 1
-        if mine:
+        if mine and not _give_up_called_off(db, each, now):
             lower(db, each.endpoint, now)
+        elif mine and each.ordered:
+            advance(db, each.subscription_id, each.endpoint, now)
         in_time.append(mine)
     return in_time
 
@@ -82,11 +85,11 @@ def _settle_one(db: sqlite3.Connection, settlement: Settlement, now: int, change
         mine = db.execute(_OVER, ("delivered", None, attempt.status, now, *held[:4])).rowcount == 1
     elif outcome == "again":
         mine = db.execute(_AGAIN, (due_at, attempt.status, now, *held[:4])).rowcount == 1
-        if mine:
+        if mine and not _give_up_called_off(db, held, now):
             lower(db, held.endpoint, due_at)
     else:
-        why = "gone" if outcome == "gone" else reason or "failed"
-        mine = db.execute(_OVER, ("dead", why, attempt.status, now, *held[:4])).rowcount == 1
+        why = "gone" if outcome == "gone" else _called_off(db, held) or reason or "failed"
+        mine = db.execute(_OVER, (state_of(why), why, attempt.status, now, *held[:4])).rowcount == 1
     if not mine:
         return False
     if outcome != "delivered":
@@ -96,6 +99,21 @@ def _settle_one(db: sqlite3.Connection, settlement: Settlement, now: int, change
     if held.ordered:
         advance(db, held.subscription_id, held.endpoint, now)
     return True
+
+
+def _give_up_called_off(db: sqlite3.Connection, held: Held, now: int) -> bool:
+    """Give up a delivery whose subscription has ended during the attempt: another one would come to nothing."""
+    reason = _called_off(db, held)
+    if reason is not None:
+        give_up(db, held.message, held.subscription_id, reason, now)
+    return reason is not None
+
+
+def _called_off(db: sqlite3.Connection, held: Held) -> str | None:
+    """The reason that `work_off` has left in the row when it met the delivery under this lease."""
+    row = db.execute(_CALLED_OFF, (held.message, held.subscription_id)).fetchone()
+    reason: str | None = None if row is None else row[0]
+    return reason
 
 
 def _keep_attempt(db: sqlite3.Connection, settlement: Settlement) -> None:

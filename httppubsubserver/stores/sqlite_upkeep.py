@@ -58,7 +58,8 @@ def _end_subscription(db: sqlite3.Connection, now: int) -> int:
     ).fetchall()
     for message, state, leased_by, due_at, _ in rows:
         if leased_by is not None and due_at > now:
-            # Somebody is at it, and may say yet that it was delivered; if not, the next claim reads the reason.
+            # Somebody is at it, and may say yet that it was delivered; if not, `settle` or the next claim reads the
+            # reason.
             db.execute(
                 "UPDATE deliveries SET reason = ? WHERE message = ? AND subscription_id = ?",
                 (reason, message, subscription_id),

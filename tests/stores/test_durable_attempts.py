@@ -147,6 +147,37 @@ class TestTrying:
         assert after["m2", gone_one] == ("delivered", None)
         assert after["m1", other] == ("pending", None)
 
+    @pytest.mark.parametrize("ordered", [False, True])
+    async def test_what_fails_after_unsubscribing_is_not_tried_again(self, store: DurableStore, ordered: bool) -> None:
+        leaving = await durable(store, ordered=ordered)
+        await accept_all(store, ["m"], [leaving])
+        [claimed] = await claim(store)
+        await store.unsubscribe(leaving, now=NOW)
+        await work_off(store)
+        assert await states(store) == {("m", leaving): ("pending", None)}
+        assert await settle(store, again(claimed)) == [True]
+        [row] = await listed(store)
+        assert (row.state, row.reason, row.due_at, row.status) == ("cancelled", "unsubscribed", None, 503)
+        shown = await store.message("m", cursor=None, limit=10)
+        assert shown is not None
+        assert [each.attempt.status for each in shown.attempts] == [503]
+        assert await settle(store, delivered(claimed)) == [False]
+
+    async def test_whatever_comes_back_after_unsubscribing_says_why_it_ended(self, store: DurableStore) -> None:
+        leaving = await durable(store)
+        await accept_all(store, ["m1", "m2", "m3", "m4"], [leaving])
+        one, two, three, four = await claim(store)
+        await store.unsubscribe(leaving, now=NOW)
+        await work_off(store)
+        assert await store.release([one.held], now=NOW) == [True]
+        assert await settle(store, dead(two), gone(three), delivered(four)) == [True] * 3
+        assert await states(store) == {
+            ("m1", leaving): ("cancelled", "unsubscribed"),
+            ("m2", leaving): ("cancelled", "unsubscribed"),
+            ("m3", leaving): ("dead", "gone"),
+            ("m4", leaving): ("delivered", None),
+        }
+
     async def test_gone_does_not_remove_what_was_renewed_since(self, store: DurableStore) -> None:
         subscriber = await durable(store, lease_seconds=10)
         await accept_all(store, ["m"], [subscriber])

@@ -50,6 +50,8 @@ class Delivery:
     attempts: int = 0
     before: int = 0
     reason: str | None = None
+    called_off: str | None = None
+    """Why it is given up when it comes back from an attempt."""
 
     def under_way(self, now: int) -> bool:
         return self.holder is not None and self.due_at > now
@@ -236,7 +238,9 @@ async def _settle(store: DurableStore, model: Model, which: int, outcome: str, s
     if row is None:
         return
     row.holder, row.updated_at = None, now
-    if outcome == "again":
+    if outcome in ("again", "dead") and row.called_off is not None:
+        row.end(row.called_off, now)
+    elif outcome == "again":
         row.due_at = now + seconds * SECOND
     elif outcome == "delivered":
         row.state, row.reason = "delivered", None
@@ -286,8 +290,11 @@ async def _work_off(store: DurableStore, model: Model) -> None:
         if subscriber.ended is not None and not subscriber.end_worked_off:
             subscriber.end_worked_off = True
             for each in model.deliveries:
-                if each.subscriber is subscriber and each.owed and not each.under_way(now):
-                    each.end(subscriber.ended, now)
+                if each.subscriber is subscriber and each.owed:
+                    if each.under_way(now):
+                        each.called_off = subscriber.ended
+                    else:
+                        each.end(subscriber.ended, now)
     due = [
         each
         for each in model.messages.values()

@@ -35,6 +35,7 @@ SERVER_ROWS = [
         "stores.sqlite_settle",
         "stores.sqlite_subscriptions",
         "stores.sqlite_deliveries",
+        "stores.sqlite_successors",
         "stores.sqlite_upkeep",
         "stores.sqlite_retention",
         "stores.sqlite_durable",

@@ -16,7 +16,7 @@ delivery. An *endpoint* is a callback URL without its fragment: what fails toget
 | `waiting`     | owed, but behind another one of its ordered subscription                                        |
 | `delivered`   | taken by the subscriber                                                                         |
 | `dead`        | given up, and why: it can be replayed                                                           |
-| `cancelled`   | not wanted any more: it was unsubscribed from, or was scheduled and called off                  |
+| `cancelled`   | not wanted any more: it was unsubscribed from, called off, or sent again to a successor         |
 
 Who claims a delivery holds its lease. A lease that ends frees the delivery for anybody, so there is nothing to repair
 after a crash. What is left of a delivery stays visible until retention takes it.
@@ -288,7 +288,8 @@ class Replay(NamedTuple):
     replayed: int
     """Made pending again up to now."""
     skipped: int
-    """Could not be: the subscription is gone, the body is no longer kept, or the message has expired."""
+    """Could not be: the subscription is gone and has no successor, the body is no longer kept, or the message has
+    expired."""
     finished_at: int | None
 
 
@@ -423,6 +424,11 @@ class DurableStore(Store, Protocol):
 
         Those that are selected when it comes to them, of messages that have been accepted by now. Without a state,
         the dead; `delivered` and `cancelled` can be asked for. Raises `InvalidRequest` for others.
+
+        When the subscription is gone or has expired, a successor gets the message: of the durable subscriptions of
+        the same endpoint that match the topic and have no delivery of this message, the one with the lowest id. It
+        has a delivery of its own, with its next sequence, due now; the old one is `cancelled` with the reason
+        `sent_again`, which cannot be replayed. It counts as one that was replayed.
         """
         ...
 

@@ -72,7 +72,7 @@ MESSAGE: Final = (
     "FROM messages WHERE number = ?"
 )
 _WITH_BODY: Final = MESSAGE.format(body="body")
-_NOT_WANTED: Final = ("unsubscribed", "called_off")
+_NOT_WANTED: Final = ("unsubscribed", "called_off", "sent_again")
 
 
 def claim(db: sqlite3.Connection, terms: Terms, now: int) -> Claims:

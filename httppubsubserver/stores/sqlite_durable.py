@@ -191,7 +191,8 @@ class SqliteDurable:
         """See `DurableStore.work_off`."""
         if not await self._durable_reader.run(lambda db: upkeep.anything_to_do(db, now)):
             return 0
-        return await self._do(lambda db: upkeep.work_off(db, now), lasting=False)
+        # A replay gives out sequences of subscriptions: they must not be given out again after a power cut.
+        return await self._do(lambda db: upkeep.work_off(db, now), lasting=True)
 
     async def prune_messages(
         self, *, now: int, bodies_before: int, messages_before: int, max_bytes: int | None = None

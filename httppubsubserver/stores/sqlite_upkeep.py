@@ -15,11 +15,15 @@ from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubserver.stores.durable import Replay, Selection
 from httppubsubserver.stores.sqlite_claims import advance, give_up, lower
 from httppubsubserver.stores.sqlite_deliveries import Row, selected, walk
+from httppubsubserver.stores.sqlite_successors import Successors
 
 __all__ = ["anything_to_do", "begin_replay", "cancel_scheduled", "replay_progress", "work_off"]
 
 _SLICE: Final = 500
 """Rows that are looked at in one transaction, so that others get their turn between two."""
+
+_SUBSCRIPTIONS_LOOKED_AT: Final = 20_000
+"""For successors, in one transaction; then the slice ends early."""
 
 _REPLAY: Final = (
     "SELECT number, selection, requested_at, replayed, skipped, finished_at, place, last_message FROM replays WHERE"
@@ -164,29 +168,35 @@ def _replay_some(db: sqlite3.Connection, now: int) -> int:
     walked = walk(db, selection, None if place is None else json.loads(place), backwards=False)
     # All of the slice first: what is made pending leaves the index that is walked along.
     found = list(islice(walked, _SLICE))
-    for _, each in found:
+    successors, looked_at = Successors(db, now), 0
+    for here, each in found:
         if selected(selection, each) and each.message <= last_message:
-            if _send_again(db, each, now):
+            if _send_again(db, each, successors, now):
                 replayed += 1
             else:
                 skipped += 1
-    finished = len(found) < _SLICE
+        place, looked_at = json.dumps(here), looked_at + 1
+        if successors.looked_at >= _SUBSCRIPTIONS_LOOKED_AT:
+            break
+    finished = looked_at == len(found) < _SLICE
     db.execute(
         "UPDATE replays SET place = ?, replayed = ?, skipped = ?, finished_at = ? WHERE number = ?",
-        (json.dumps(found[-1][0]) if found else place, replayed, skipped, now if finished else None, number),
+        (place, replayed, skipped, now if finished else None, number),
     )
-    return len(found) + 1
+    return looked_at + 1
 
 
-def _send_again(db: sqlite3.Connection, row: Row, now: int) -> bool:
-    """Make a delivery that is over pending again, with its schedule from the beginning."""
+def _send_again(db: sqlite3.Connection, row: Row, successors: Successors, now: int) -> bool:
+    """Make a delivery that is over pending again, with its schedule from the beginning; or owe its message to a
+    successor of its subscription."""
     if not row.body_kept or (row.expires_at is not None and row.expires_at <= now):
         return False
     subscribed = db.execute(
-        "SELECT 1 FROM subscriptions WHERE id = ? AND expires_at > ? AND delivery = 'durable'",
-        (row.subscription_id, now),
+        "SELECT delivery FROM subscriptions WHERE id = ? AND expires_at > ?", (row.subscription_id, now)
     ).fetchone()
     if subscribed is None:
+        return successors.send(row)
+    if subscribed[0] != "durable":
         return False
     db.execute(
         "UPDATE deliveries SET state = ?, reason = NULL, due_at = ?, attempts_before = attempts, updated_at = ? "

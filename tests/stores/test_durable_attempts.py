@@ -225,7 +225,9 @@ class TestTurns:
         assert claims.next_due_at == NOW + LEASE
         assert await store.next_due() == NOW
 
-    async def test_a_blocked_endpoint_waits_until_the_latest_end_or_until_it_is_ended(self, store: DurableStore) -> None:
+    async def test_a_blocked_endpoint_waits_until_the_latest_end_or_until_it_is_ended(
+        self, store: DurableStore
+    ) -> None:
         one, two = await durable(store), await durable(store, OTHER)
         await accept_all(store, ["m1"], [one, two])
         await store.block_endpoint(ENDPOINT, until=NOW + 100, now=NOW)

@@ -61,7 +61,7 @@ class Delivery:
         return self.state in ("pending", "waiting")
 
     def end(self, reason: str, now: int) -> None:
-        self.state = "cancelled" if reason in ("unsubscribed", "called_off") else "dead"
+        self.state = "cancelled" if reason in ("unsubscribed", "called_off", "sent_again") else "dead"
         self.reason, self.holder, self.updated_at = reason, None, now
 
 
@@ -113,6 +113,25 @@ class Model:
         first = waiting[0]
         first.state, first.due_at, first.updated_at = "pending", min(first.due_at, self.now), self.now
 
+    def send_to_successor(self, row: Delivery) -> bool:
+        have_it = {each.subscriber.id for each in self.deliveries if each.message is row.message}
+        successors = [
+            each
+            for each in self.at
+            if each is not None and each.endpoint == row.subscriber.endpoint and each.id not in have_it
+        ]
+        if not successors or row.reason == "sent_again":
+            return False
+        to = min(successors, key=lambda each: each.id)
+        to.sequence += 1
+        state = "waiting" if to.ordered else "pending"
+        self.deliveries.append(Delivery(row.message, to, to.sequence, to.last, to.ordered, state, self.now, self.now))
+        to.last = row.message.name
+        row.end("sent_again", self.now)
+        if to.ordered:
+            self.advance(to)
+        return True
+
     def held(self, claimed: Claimed) -> Delivery | None:
         """The delivery, while the lease is not lost."""
         for each in self.deliveries:
@@ -124,7 +143,7 @@ class Model:
 
 async def _subscribe(store: DurableStore, model: Model, which: int, ordered: bool) -> None:
     known = model.at[which]
-    subscription_id = await durable(store, URLS[which], ordered=ordered, lease_seconds=10**9, now=model.now)
+    subscription_id = await durable(store, URLS[which], b"t\xff", ordered=ordered, lease_seconds=10**9, now=model.now)
     if known is None:
         endpoint = URLS[which].partition("#")[0]
         known = model.at[which] = model.subscribers[subscription_id] = Subscriber(subscription_id, endpoint, ordered)
@@ -318,8 +337,12 @@ async def _replay(store: DurableStore, model: Model, state: str) -> None:
     selected = [each for each in model.deliveries if each.state == state]
     for each in sorted(selected, key=_acceptance if state != "dead" else _number):
         expired = each.message.expires_at is not None and each.message.expires_at <= now
-        if expired or each.subscriber.ended is not None or not each.message.body_kept:
+        if expired or not each.message.body_kept:
             skipped += 1
+            continue
+        if each.subscriber.ended is not None:
+            sent = model.send_to_successor(each)
+            replayed, skipped = replayed + sent, skipped + (not sent)
             continue
         replayed += 1
         each.state, each.reason = "waiting" if each.ordered else "pending", None

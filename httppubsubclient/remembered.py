@@ -23,6 +23,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import struct
 from hashlib import blake2b
 from typing import Final
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 _MAGIC: Final = b"hpsseen1"
 _HEADER: Final = struct.Struct(">8sQ")
 _HASH_BYTES: Final = 16
+_MAX_GENERATION: Final = 2**63
+"""Nobody has begun so many; a header that says more was damaged."""
 assert _HEADER.size == _HASH_BYTES, "a hash lies at a multiple of its length"
 
 
@@ -164,13 +167,22 @@ class _Files:
         header = os.pread(self._fds[index], _HEADER.size, 0)
         if len(header) == _HEADER.size and header.startswith(_MAGIC):
             generation: int = _HEADER.unpack(header)[1]
+            if generation > _MAX_GENERATION:
+                raise ConfigurationError(
+                    f"remember_file: the header of {self._name_of(index)!r} is damaged; nothing of it was changed. "
+                    "Remove it to begin anew: then messages may come again"
+                )
             return generation
         if len(header) < _HEADER.size and _MAGIC.startswith(header[: len(_MAGIC)]):
             return 0
         if header == bytes(_HEADER.size):  # the machine lost its power before this reached the disk
             return 0
-        name = f"{self._path}.2" if index else self._path
-        raise ConfigurationError(f"remember_file: {name!r} is something else; nothing of it was changed")
+        raise ConfigurationError(
+            f"remember_file: {self._name_of(index)!r} is something else; nothing of it was changed"
+        )
+
+    def _name_of(self, index: int) -> str:
+        return f"{self._path}.2" if index else self._path
 
     def _hashes(self, index: int, count: int) -> list[bytes]:
         """The last `count` of one generation."""
@@ -187,7 +199,12 @@ class _Files:
 
 
 def _open(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    # Without O_NONBLOCK a pipe or a device might wait for another side.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ConfigurationError(f"remember_file {path!r} is a pipe or a device: a regular file was expected")
+    return fd
 
 
 def _key(name: str, pattern: str, message_id: str) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from httppubsubclient import remembered as remembered_module
 from httppubsubclient.client import HttpPubSubClient
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.protocol.patterns import Pattern
@@ -113,6 +114,37 @@ def test_a_file_that_is_something_else_is_left_alone(path: str, junk: bytes, suf
     with pytest.raises(ConfigurationError, match="something else"):
         opened(path)
     assert Path(path + suffix).read_bytes() == junk
+
+
+@pytest.mark.parametrize("generation", [2**63 + 1, 2**64 - 1])
+@pytest.mark.parametrize("suffix", ["", ".2"])
+def test_a_damaged_header_is_told_and_the_file_left_alone(path: str, generation: int, suffix: str) -> None:
+    damaged = b"hpsseen1" + generation.to_bytes(8, "big") + bytes(range(16))
+    Path(path + suffix).write_bytes(damaged)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        opened(path)
+    assert Path(path + suffix).read_bytes() == damaged
+
+
+def test_the_highest_generation_is_worked_with(path: str) -> None:
+    Path(path).write_bytes(b"hpsseen1" + (2**63).to_bytes(8, "big"))
+    remembered = opened(path, 2)
+    add(remembered, range(5))
+    assert known(remembered, range(5)) == [2, 3, 4]
+    remembered.close()
+
+
+@pytest.mark.parametrize("suffix", ["", ".2"])
+def test_what_is_no_regular_file_is_refused(path: str, suffix: str) -> None:
+    os.mkfifo(path + suffix)
+    with pytest.raises(ConfigurationError, match="regular file"):
+        opened(path)
+    assert os.path.exists(f"{path}.2") == (suffix == ".2")
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="regular file"):
+        remembered_module._open("/dev/null")
 
 
 def test_zeros_that_a_power_cut_left_are_begun_anew(path: str) -> None:

@@ -134,7 +134,7 @@ class Broadcaster:
         """Add a subscription, or renew the one with the same URL and pattern. True when it is new.
 
         Once this returns, every later notify sees it, in whichever process of the same database. With `resume` what
-        a durable one is still owed is due now.
+        a durable one is still owed is due now, with its schedule from the beginning.
         """
         subscription, created = await self.store.subscribe(request, now=self.now())
         if created:

@@ -108,8 +108,8 @@ class SubscribeFields(PatternFields):
     )
     resume: bool = Field(
         False,
-        description="Durable only: the subscriber is back. What waits for its next attempt is due now, and whatever "
-        "held its callback back is over.",
+        description="Durable only: the subscriber is back. What waits for its next attempt is due now, with its "
+        "schedule from the beginning, and a pause of its callback is over: one attempt goes out, then the others.",
     )
 
 

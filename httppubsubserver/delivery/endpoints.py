@@ -164,11 +164,12 @@ class Endpoints:
         paused = endpoint.circuit.stored in (Phase.OPEN, Phase.SLOWED)
         return endpoint.circuit.paused_until if paused and endpoint.circuit is not before else None
 
-    def reset(self, url: str) -> None:
-        """Whatever is known against it counts no more."""
-        if url in self._known:
-            self._known[url].circuit = NEW_CIRCUIT
-            self.forget_idle(self._known[url])
+    def end_pause(self, url: str) -> None:
+        """Its subscriber is back: a pause is over now, and a probe shows whether it takes anything. How many pauses
+        there were still counts, for it may be back again and again without taking anything."""
+        endpoint = self._known.get(url)
+        if endpoint is not None and self.is_paused(endpoint):
+            self.let_through(endpoint)
 
     def forget_idle(self, endpoint: Endpoint) -> None:
         """Forget it when nothing of it is held and nothing is known against it."""

@@ -205,13 +205,14 @@ class Executor:
             self._awake.set()
 
     async def resume(self, subscription_id: str, url: str) -> None:
-        """A subscriber is back: what it is owed is due now, and what is known against its endpoint counts no more.
+        """A subscriber is back: what it is owed is due now, its schedule begins again, and a pause of its endpoint is
+        over: a probe goes out.
 
         `url` is that of the endpoint. Raises `Unavailable`.
         """
         now = self._now()
         await self._store.block_endpoint(url, until=now, now=now)
-        self._endpoints.reset(url)
+        self._endpoints.end_pause(url)
         self.due()
         brought = await self._store.bring_forward(subscription_id, now=now)
         if brought:

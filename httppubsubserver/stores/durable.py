@@ -377,7 +377,8 @@ class DurableStore(Store, Protocol):
     async def bring_forward(self, subscription_id: str, *, now: int) -> int:
         """Let everything that waits for its next attempt be due now, in slices; how much that was.
 
-        For a subscriber that is back. Not what is scheduled for later, and not what is leased.
+        For a subscriber that is back: its schedule begins again, so the next attempt is number 1, and that of what
+        was attempted and is due already, too. Not what is scheduled for later, and not what is leased.
         """
         ...
 

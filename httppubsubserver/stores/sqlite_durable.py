@@ -125,7 +125,7 @@ class SqliteDurable:
     async def bring_forward(self, subscription_id: str, *, now: int) -> int:
         """See `DurableStore.bring_forward`."""
         brought = 0
-        place: tuple[int, int] | None = (now, _FOREVER)
+        place: tuple[int, int] | None = _BEFORE_ALL
         while place is not None:
             some, place = await self._do(
                 lambda db, place=place: bring_forward(db, subscription_id, place, now),  # type: ignore[misc]

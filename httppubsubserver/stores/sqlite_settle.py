@@ -19,13 +19,18 @@ _OVER: Final = f"{_SET} state = ?, reason = ?, status = ?, leased_by = NULL, upd
 _AGAIN: Final = f"{_SET} due_at = ?, status = ?, leased_by = NULL, updated_at = ? {_MINE}"
 _EXTEND: Final = f"{_SET} due_at = ?, updated_at = ? {_MINE}"
 _RELEASE: Final = f"{_SET} due_at = ?, leased_by = NULL, attempts_before = attempts_before + 1, updated_at = ? {_MINE}"
-_LATER: Final = (
-    "SELECT d.due_at, d.message, d.leased_by IS NULL AND coalesce(m.deliver_at, 0) <= ? "
+_ATTEMPTED: Final = (
+    # What is due already and was never attempted is as it shall be.
+    "SELECT d.due_at, d.message, d.leased_by IS NULL AND coalesce(m.deliver_at, 0) <= ?1 "
+    "AND (d.due_at > ?1 OR d.attempts > d.attempts_before) "
     "FROM deliveries d JOIN messages m ON m.number = d.message "
-    "WHERE d.endpoint = ? AND d.state = 'pending' AND d.subscription_id = ? AND (d.due_at, d.message) > (?, ?) "
-    "ORDER BY d.due_at, d.message LIMIT ?"
+    "WHERE d.endpoint = ?2 AND d.state = 'pending' AND d.subscription_id = ?3 AND (d.due_at, d.message) > (?4, ?5) "
+    "ORDER BY d.due_at, d.message LIMIT ?6"
 )
-_BRING: Final = f"{_SET} due_at = ?, updated_at = ? WHERE message = ? AND subscription_id = ?"
+_BRING: Final = (
+    f"{_SET} due_at = min(due_at, ?1), attempts_before = attempts, updated_at = ?1 "
+    "WHERE message = ?2 AND subscription_id = ?3"
+)
 _BROUGHT_AT_ONCE: Final = 1000
 _CALLED_OFF: Final = "SELECT reason FROM deliveries WHERE message = ? AND subscription_id = ?"
 _INSERT_ATTEMPT: Final = (
@@ -71,9 +76,9 @@ def bring_forward(
     row = db.execute("SELECT endpoint FROM subscriptions WHERE id = ?", (subscription_id,)).fetchone()
     if row is None or row[0] is None:
         return 0, None
-    rows = db.execute(_LATER, (now, row[0], subscription_id, *place, _BROUGHT_AT_ONCE)).fetchall()
+    rows = db.execute(_ATTEMPTED, (now, row[0], subscription_id, *place, _BROUGHT_AT_ONCE)).fetchall()
     wanted = [message for _, message, movable in rows if movable]
-    db.executemany(_BRING, [(now, now, message, subscription_id) for message in wanted])
+    db.executemany(_BRING, [(now, message, subscription_id) for message in wanted])
     if wanted:
         lower(db, row[0], now)
     return len(wanted), rows[-1][:2] if len(rows) == _BROUGHT_AT_ONCE else None

@@ -253,6 +253,51 @@ async def test_a_subscriber_that_came_back_at_another_broadcaster_is_let_through
     bench.check_idle()
 
 
+async def test_a_subscriber_that_is_back_again_and_again_gets_probes_and_loses_nothing(bench: Bench) -> None:
+    """It dies at every start: as many starts as there are attempts in its schedule, and more."""
+    executor = await bench.executor()
+    subscription = await bench.subscribe(schedule=(0.0, 10.0, 10.0))
+    bench.outbound.replies(URL, 500)
+    for _ in range(5):
+        await (await bench.publish()).finished()
+    await bench.until(lambda: executor._endpoints[URL].pause_is_written)
+    for resumes in range(1, 11):
+        await executor.resume(subscription, URL)
+        await bench.until(lambda resumes=resumes: len(bench.outbound.posts) == 5 + resumes)  # type: ignore[misc]
+        await bench.until(lambda: executor._endpoints[URL].pause_is_written)
+        await bench.until_states(pending=5)
+        assert executor._endpoints[URL].circuit.pauses == 1 + resumes
+    assert len(bench.outbound.posts) == 15
+    assert {post.headers["pubsub-attempt"] for post in bench.outbound.posts} == {"1"}
+    bench.outbound.replies(URL, 200)
+    await executor.resume(subscription, URL)
+    await bench.until_states(delivered=5)
+    bench.check_idle()
+
+
+async def test_a_storm_of_resumes_is_one_probe(bench: Bench) -> None:
+    executor = await bench.executor()
+    subscription = await bench.subscribe()
+    bench.outbound.replies(URL, Answer(503, "3600"))
+    for _ in range(5):
+        await bench.publish()
+    await bench.until(lambda: bool(bench.outbound.posts) and executor._endpoints[URL].pause_is_written)
+    await bench.until_states(pending=5)
+    begun = len(bench.outbound.posts)
+    gate = asyncio.Event()
+    bench.outbound.hangs(URL, gate)
+    for _ in range(10):
+        await executor.resume(subscription, URL)
+    await bench.outbound.until(lambda: bench.outbound.in_flight == 1)
+    await executor.resume(subscription, URL)
+    await bench.until(lambda: not executor._claiming)
+    assert len(bench.outbound.posts) <= begun + 1
+    assert bench.outbound.in_flight == 1
+    gate.set()
+    await bench.until_states(delivered=5)
+    bench.check_idle()
+
+
 async def test_a_410_and_what_fails_here_say_nothing_about_the_endpoint(bench: Bench) -> None:
     await bench.executor()
     for _ in range(8):

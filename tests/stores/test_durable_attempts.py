@@ -41,6 +41,53 @@ from tests.stores.durable_stores import (
 )
 
 
+class TestBringingForward:
+    async def test_what_waits_for_its_next_attempt_is_due_and_its_schedule_begins_again(
+        self, store: DurableStore
+    ) -> None:
+        subscriber = await durable(store)
+        await accept_all(store, ["m"], [subscriber])
+        for round_ in range(1, 4):
+            [first] = await claim(store)
+            await settle(store, again(first))
+            assert await claim(store) == ()
+            assert await store.bring_forward(subscriber, now=NOW) == 1
+            [row] = await listed(store)
+            assert (row.due_at, row.attempts, first.attempt, first.held.lease) == (NOW, 0, 1, round_)
+        assert await store.bring_forward(subscriber, now=NOW) == 0, "it was not attempted since"
+
+    async def test_what_is_due_already_begins_again_if_it_was_attempted(self, store: DurableStore) -> None:
+        subscriber = await durable(store)
+        await accept_all(store, ["m1", "m2"], [subscriber])
+        [first] = await claim(store, at_most=1)
+        await settle(store, again(first, NOW + 5))
+        assert await store.bring_forward(subscriber, now=NOW + 10) == 1
+        later = await claim(store, now=NOW + 10)
+        assert (ids(later), [each.attempt for each in later]) == (["m2", "m1"], [1, 1])
+
+    async def test_neither_what_is_leased_nor_what_is_for_later_nor_what_is_of_others(
+        self, store: DurableStore
+    ) -> None:
+        one, two = await durable(store), await durable(store, OTHER)
+        await store.accept(publication("later", [one], deliver_at=NOW + 100), now=NOW)
+        await accept_all(store, ["m"], [one, two])
+        held = {each.held.subscription_id: each for each in await claim(store)}
+        await settle(store, again(held[two]))
+        assert await store.bring_forward(one, now=NOW) == 0
+        assert await settle(store, delivered(held[one])) == [True], "the lease is not lost"
+        assert await claim(store) == ()
+        assert await store.bring_forward("sub_none", now=NOW) == 0
+
+    async def test_many_are_brought_forward_in_slices(self, store: DurableStore) -> None:
+        subscriber = await durable(store)
+        names = [f"m{number}" for number in range(2100)]
+        await accept_all(store, names, [subscriber])
+        claimed = await claim(store, at_most=2000, per_endpoint=2000)
+        await settle(store, *(again(each, NOW + number) for number, each in enumerate(claimed)))
+        assert await store.bring_forward(subscriber, now=NOW + 500) == 2000
+        assert {(row.due_at or 0) <= NOW + 500 and row.attempts == 0 for row in await listed(store)} == {True}
+
+
 class TestLeases:
     async def test_nobody_claims_what_is_leased_until_the_lease_ends(self, store: DurableStore) -> None:
         await accept_all(store, ["m"], [await durable(store)])

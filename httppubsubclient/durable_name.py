@@ -4,8 +4,9 @@ What is subscribed belongs to the name, not to this process: it is added to by P
 POST while somebody here has entered it. Leaving takes nothing back, because the backlog is for whoever comes next;
 only `remove` and `forget` do. So there is nothing to reconcile, and nothing is ever answered 410.
 
-A delivery for a pattern that nobody has entered is answered 503: with Retry-After, so that the broadcaster lets the
-name rest, when nothing of it is entered; without, when other patterns are, whose deliveries shall not wait for it.
+A delivery for a pattern that nobody has entered is answered 503 with Retry-After when nothing of the name is entered,
+so that the broadcaster lets the name rest. It is answered 409 when other patterns of it are: that is a failed attempt
+too, but says nothing about the name, whose other deliveries shall not wait for it.
 Entering asks for what is pending at once ("resume").
 """
 
@@ -23,7 +24,7 @@ from httppubsubclient.broadcasters import BroadcastersUnavailable
 from httppubsubclient.continuity import Continuity, catch_up
 from httppubsubclient.durable_calls import DurableCalls
 from httppubsubclient.durable_inbox import DurableInbox
-from httppubsubclient.protocol.errors import InvalidRequest, PubSubError, Unavailable
+from httppubsubclient.protocol.errors import InvalidRequest, NotEntered, PubSubError, Unavailable
 from httppubsubclient.protocol.messages import Delivery
 from httppubsubclient.protocol.options import DeliveryOptions
 from httppubsubclient.protocol.patterns import Pattern
@@ -139,17 +140,17 @@ class DurableName:
     # -- deliveries (receiver) ---------------------------------------------------------------------------------------
 
     async def members(self, subscription_id: str) -> tuple[Pattern, list[DurableInbox]]:
-        """Who gets the deliveries of a subscription. Raises `Unavailable` when nobody has entered it (yet)."""
+        """Who gets the deliveries of a subscription. Raises `NotEntered` when nobody has entered it, but others of this
+        name; `Unavailable` when nothing of the name is entered, or that is not certain yet."""
         end = asyncio.get_running_loop().time() + UNDECIDED_SECONDS
         while True:
             pattern = self._patterns_by_id.get(subscription_id)
             if pattern is not None and (inboxes := self.takers(pattern)):
                 return pattern, inboxes
             if not self._undecided_calls:
-                raise Unavailable(
-                    f"{self.name!r} is away, or has not entered this subscription",
-                    retry_after_seconds=None if self._wanted else AWAY_RETRY_SECONDS,
-                )
+                if self._wanted:
+                    raise NotEntered(f"{self.name!r} has not entered this subscription at present, but others")
+                raise Unavailable(f"{self.name!r} is away", retry_after_seconds=AWAY_RETRY_SECONDS)
             try:
                 async with asyncio.timeout_at(end):
                     await self._decided.wait()

@@ -8,7 +8,8 @@ The order matters. Nothing of the body is read before the headers are proven and
 | signature or token holds, its nonce is new                  | 401 unauthorized, replayed                 |
 | the headers of a delivery are well-formed                   | 400, 422                                   |
 | it is for this process (`Pubsub-Fragment`)                  | 503: behind one address, another one's turn |
-| the subscription is ours                                    | 410; 503 if durable, or not certain (yet) |
+| the subscription is ours                                    | 410; 503 if not certain (yet)              |
+| durable: its name is here, and has entered the subscription | 503 + Retry-After; 409                     |
 | somebody has not got the message yet                        | 200, it is a duplicate                     |
 | one of them has room                                        | 503 + Retry-After                          |
 | the body arrives in time, within the limit                  | 408, 413                                   |
@@ -134,7 +135,7 @@ class Receiver:
         """Say why a delivery was refused: a wrong secret shows nowhere else. One warning of a kind now and then."""
         status, now = wire_of(error).status, time.monotonic()
         level = logging.INFO
-        if status not in (410, 503) and now - self._warned.get(error.code, -math.inf) > _WARN_EVERY_SECONDS:
+        if status not in (409, 410, 503) and now - self._warned.get(error.code, -math.inf) > _WARN_EVERY_SECONDS:
             self._warned[error.code] = now
             level = logging.WARNING
         logger.log(level, "answered a delivery with %d: %s", status, error.detail)
@@ -392,6 +393,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"description": "Malformed headers, or another body than Content-Digest names", "content": _PROBLEM},
     401: {"description": "No proof, one that does not hold, or one that was used before", "content": _PROBLEM},
     408: {"description": "The body did not arrive in time", "content": _PROBLEM},
+    409: {
+        "description": "This durable subscription is not entered at present, others of its name are",
+        "content": _PROBLEM,
+    },
     410: {"description": "There is no such subscription here: forget it", "content": _PROBLEM},
     413: {"description": "The body is too large", "content": _PROBLEM},
     415: {"description": "Content-Encoding is not identity", "content": _PROBLEM},

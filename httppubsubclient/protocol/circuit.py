@@ -22,7 +22,7 @@ room again is not failing. Every other pause is twice as long as the one before,
 Nothing here remembers which attempts are under way. The caller counts them and begins another while there are fewer
 than `allowed`. So a probe whose result never comes blocks nothing once the caller has given it up; and no probe begins
 before the attempts from before the pause have ended. What counts as a failure is every answer that is neither 2xx nor
-410, and no answer; a 410 is about one subscription and counts as neither.
+409 nor 410, and no answer; a 409 or 410 is about one subscription and counts as neither.
 
 The moments are seconds of one clock, which may be set: a pause is over, too, when the moment at which it began lies
 ahead. So a clock that is set back lengthens a pause by no more than its own length, and never lets more through than

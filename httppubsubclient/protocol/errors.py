@@ -13,6 +13,7 @@
     ├── Forbidden                 forbidden            403  proven, but not permitted
     ├── NotFound                  not_found            404
     ├── Gone                      gone                 410  what this names is no longer here, for good
+    ├── NotEntered                not_entered          409  nobody has entered this subscription at present
     ├── Conflict                  conflict             422  the same Idempotency-Key with another request
     ├── PreconditionFailed        precondition_failed  412  If-Match names another state than the present one
     ├── TooLarge                  too_large            413
@@ -44,6 +45,7 @@ __all__ = [
     "InvalidRequest",
     "InvalidTopic",
     "InvalidUrl",
+    "NotEntered",
     "NotFound",
     "PreconditionFailed",
     "PubSubError",
@@ -151,6 +153,13 @@ class Gone(PubSubError):
     code = "gone"
 
 
+class NotEntered(PubSubError):
+    """Nobody has entered this durable subscription at present: to be sent again later, and nothing is wrong with the
+    receiver."""
+
+    code = "not_entered"
+
+
 class Conflict(PubSubError):
     """The same Idempotency-Key came with another request."""
 
@@ -228,6 +237,7 @@ WIRE: dict[type[PubSubError], Wire] = {
     Forbidden: Wire(403, "Forbidden", 4403, -32003),
     NotFound: Wire(404, "Not found", 4404, -32004),
     Gone: Wire(410, "Gone", 4410, -32005),
+    NotEntered: Wire(409, "Not entered", 4409, -32021),
     Conflict: Wire(422, "Conflict", 4422, -32016),
     PreconditionFailed: Wire(412, "Precondition failed", 4412, -32017),
     TooLarge: Wire(413, "Too large", 1009, -32018),

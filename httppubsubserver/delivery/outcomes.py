@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
+from httppubsubclient.protocol.errors import WIRE, NotEntered
 from httppubsubclient.protocol.retry import (
     DURABLE_SCHEDULE_SECONDS,
     Verdict,
@@ -25,6 +26,9 @@ _LOG = logging.getLogger("httppubsub.server.durable")
 
 _DURABLE_NAME = re.compile(r"durable=[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
+_NOT_ENTERED: Final = WIRE[NotEntered].status
+"""The subscriber is there and has not entered this subscription at present; others of its URL may be."""
+
 _MAX_REMEMBERED: Final = 10_000
 """How many failing subscriptions are remembered; beyond it the oldest is forgotten."""
 
@@ -34,7 +38,7 @@ class Decision(NamedTuple):
 
     settlement: Settlement
     endpoint: Literal["works", "fails", "unknown"]
-    """unknown: a 410 is about one subscription, and some failures are our own."""
+    """unknown: a 409 or 410 is about one subscription, and some failures are our own."""
     slowed_seconds: float | None
     """`fails`: so long it asks for nothing more to be sent to it."""
 
@@ -67,8 +71,10 @@ class Outcomes:
             _LOG.info("unsubscribed %s: its callback answered 410", claimed.held.subscription_id)
             return Decision(gone, "unknown", None)
         retry_after = retry_after_seconds(outcome.retry_after, now)
-        slowed = retry_after if slows_endpoint(outcome.status) else None
-        return Decision(self._failed(work, attempt, retry_after), "fails", slowed)
+        settlement = self._failed(work, attempt, retry_after)
+        if outcome.status == _NOT_ENTERED:
+            return Decision(settlement, "unknown", None)
+        return Decision(settlement, "fails", retry_after if slows_endpoint(outcome.status) else None)
 
     def _failed(self, work: Work, attempt: Attempt, retry_after: float | None) -> Settlement:
         claimed = work.claimed

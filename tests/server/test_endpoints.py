@@ -298,6 +298,20 @@ async def test_a_storm_of_resumes_is_one_probe(bench: Bench) -> None:
     bench.check_idle()
 
 
+async def test_a_pattern_that_is_not_entered_does_not_starve_the_others_of_its_callback(bench: Bench) -> None:
+    await bench.executor()
+    await bench.subscribe(topic=b"left", schedule=OFTEN)
+    await bench.subscribe()
+    bench.outbound.replies(URL, 409)
+    for _ in range(8):
+        await (await bench.publish(topic=b"left")).finished()
+    assert not bench.executors[0]._endpoints.all()
+    bench.outbound.replies(URL, 200)
+    await bench.publish()
+    await bench.until_states(pending=8, delivered=1)
+    bench.check_idle()
+
+
 async def test_a_410_and_what_fails_here_say_nothing_about_the_endpoint(bench: Bench) -> None:
     await bench.executor()
     for _ in range(8):

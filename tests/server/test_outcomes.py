@@ -41,6 +41,14 @@ def test_410_is_about_the_subscription_as_it_was_claimed() -> None:
     assert settlement.subscribed_until == claimed().subscribed_until
 
 
+@pytest.mark.parametrize("header", [None, "60"])
+def test_409_is_tried_again_by_schedule_and_says_nothing_about_the_endpoint(header: str | None) -> None:
+    settlement, endpoint, slowed = outcomes().decide(work(), Answer(409, header))
+    assert (settlement.outcome, endpoint, slowed) == ("again", "unknown", None)
+    assert settlement.due_at == NOW + (63 if header else 5) * SECOND
+    assert outcomes().decide(work(2, (0.0, 1.0)), Answer(409, None)).settlement.outcome == "dead"
+
+
 @pytest.mark.parametrize("status", [302, 400, 404, 500, 502, 504])
 def test_any_other_answer_is_tried_again_by_schedule(status: int) -> None:
     settlement, endpoint, slowed = outcomes().decide(work(), Answer(status, None))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
@@ -23,6 +22,7 @@ from httppubsubserver.delivery.durable_heads import DurableHeads
 from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
 from httppubsubserver.delivery.outbound import Outbound
 from httppubsubserver.delivery.stored_bodies import StoredBodies
+from httppubsubserver.delivery.turns import Turns
 from httppubsubserver.delivery.work import Work
 from httppubsubserver.directory import Target
 from httppubsubserver.stores.durable import DurableStore
@@ -71,7 +71,7 @@ class Attempts:
         self._bodies = StoredBodies(
             store, directory=None if config.spool_directory is None else str(config.spool_directory)
         )
-        self._runnable: deque[Endpoint] = deque()
+        self._runnable = Turns(endpoints.shares)
         self._in_flight: dict[Work, None] = {}
         self._by_delivery: dict[tuple[int, str], Work] = {}
         """What waits and what is in flight."""
@@ -92,31 +92,43 @@ class Attempts:
     def reserve(self, targets: Sequence[Target]) -> tuple[dict[str, int], set[str]]:
         """Slots for the deliveries of one message, as far as there are any: how many, by the endpoint's URL, and the
         endpoints of those that got none."""
+        shares = self._endpoints.shares
         taken: dict[str, int] = {}
         left: set[str] = set()
-        free = 0 if self._draining else self._config.max_durable_in_flight - self.held
         for target in targets:
             url = target.callback.request_url
-            if free <= 0:
+            if not self._has_slot(proven=url in shares.proven):
                 left.add(url)
                 continue
             endpoint = self._endpoints[url]
             if self._endpoints.may_reserve(endpoint):
                 endpoint.reserved += 1
-                self.held += 1
+                self._hold(endpoint, 1)
                 taken[url] = taken.get(url, 0) + 1
-                free -= 1
             else:
                 left.add(url)
                 self._endpoints.forget_idle(endpoint)
         return taken, left
+
+    def _has_slot(self, *, proven: bool) -> bool:
+        """Whether one more that a notify brings may have a slot kept for it."""
+        shares = self._endpoints.shares
+        free = self._config.max_durable_in_flight - self.held > 0
+        # What the unproven have claimed ahead does not count for the slots that are kept back from them.
+        kept_back = self.held - shares.held < shares.kept_back
+        enough = free or kept_back if proven else free and shares.free_from_memory > 0
+        return enough and not self._draining
+
+    def _hold(self, endpoint: Endpoint, change: int) -> None:
+        self.held += change
+        self._endpoints.hold(endpoint, change)
 
     def unreserve(self, taken: dict[str, int]) -> None:
         """The opposite; `pump` follows."""
         for url, count in taken.items():
             endpoint = self._endpoints[url]
             endpoint.reserved -= count
-            self.held -= count
+            self._hold(endpoint, -count)
             self._endpoints.forget_idle(endpoint)
 
     def take(self, work: Work, *, let_through: bool = False) -> None:
@@ -133,14 +145,14 @@ class Attempts:
             work.end("returned")
             return
         endpoint.ready.append(work)
-        self.held += 1
+        self._hold(endpoint, 1)
         self.bytes_in_memory += work.bytes_in_memory
         if self._endpoints.is_paused(endpoint):
             if not let_through:
                 self.give_back(endpoint)
                 return
             self._endpoints.let_through(endpoint)
-        self._queue(endpoint)
+        self._runnable.add(endpoint)
 
     def pump(self) -> None:
         """Begin attempts while there are free slots, one of each endpoint in turn."""
@@ -149,11 +161,12 @@ class Attempts:
         self._pumping = True
         try:
             while self._runnable and len(self._in_flight) < self._config.max_durable_in_flight:
-                endpoint = self._runnable.popleft()
-                endpoint.queued = False
+                endpoint = self._runnable.next()
+                if endpoint is None:
+                    break
                 if endpoint.ready and not self._draining and self._endpoints.may_begin(endpoint):
                     self._begin(endpoint, endpoint.ready.popleft())
-                    self._queue(endpoint)
+                    self._runnable.add(endpoint)
                 elif self._draining or not endpoint.in_flight:
                     # Paused again, by a clock that was set: nothing that ends would bring its turn.
                     self.give_back(endpoint)
@@ -165,9 +178,10 @@ class Attempts:
         while endpoint.ready:
             work = endpoint.ready.popleft()
             del self._by_delivery[work.claimed.held[:2]]
-            self.held -= 1
+            self._hold(endpoint, -1)
             self.bytes_in_memory -= work.bytes_in_memory
             self._returned(work)
+        self._runnable.remove_aside(endpoint)
         self._endpoints.forget_idle(endpoint)
 
     def start_draining(self) -> None:
@@ -188,15 +202,10 @@ class Attempts:
             self._returned(work)
         self._bodies.close()
 
-    def _queue(self, endpoint: Endpoint) -> None:
-        if endpoint.ready and not endpoint.queued:
-            endpoint.queued = True
-            self._runnable.append(endpoint)
-
     # -- one attempt ----------------------------------------------------------------------------------------------
 
     def _begin(self, endpoint: Endpoint, work: Work) -> None:
-        endpoint.in_flight += 1
+        self._endpoints.count_in_flight(endpoint, 1)
         self._in_flight[work] = None
         claimed = work.claimed
         seconds = self._seconds(work)
@@ -298,13 +307,14 @@ class Attempts:
     def _leave(self, work: Work) -> None:
         del self._in_flight[work]
         del self._by_delivery[work.claimed.held[:2]]
-        self.held -= 1
+        endpoint = self._endpoints[work.endpoint_url]
+        self._hold(endpoint, -1)
         self.bytes_in_memory -= work.bytes_in_memory
-        self._endpoints[work.endpoint_url].in_flight -= 1
+        self._endpoints.count_in_flight(endpoint, -1)
 
     def _go_on(self, work: Work) -> None:
         """Its slot is free for another one."""
         endpoint = self._endpoints[work.endpoint_url]
-        self._queue(endpoint)
+        self._runnable.add(endpoint)
         self._endpoints.forget_idle(endpoint)
         self.pump()

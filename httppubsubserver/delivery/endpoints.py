@@ -9,6 +9,8 @@ is the probe.
 | is asked for by a notify           | `reserved`  |
 | was claimed and waits for its turn | `ready`     |
 | is being POSTed                    | `in_flight` |
+
+What they may have together is in shares.py.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from httppubsubclient.protocol.circuit import (
     next_moment,
     phase,
 )
+from httppubsubserver.delivery.shares import Shares
 from httppubsubserver.delivery.work import Work
 
 __all__ = ["Endpoint", "Endpoints"]
@@ -43,10 +46,12 @@ _MAX_REMEMBERED: Final = 10_000
 class Endpoint:
     """One callback URL without its fragment."""
 
-    __slots__ = ("circuit", "in_flight", "pause_is_written", "queued", "ready", "reserved", "url")
+    __slots__ = ("circuit", "in_flight", "pause_is_written", "proven", "queued", "ready", "reserved", "url")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, proven: bool = False) -> None:
         self.url = url
+        self.proven = proven
+        """Its last answer was 2xx."""
         self.circuit: Circuit = NEW_CIRCUIT
         self.pause_is_written = False
         """The store knows of the last pause."""
@@ -63,10 +68,16 @@ class Endpoint:
 
 
 class Endpoints:
-    """All that are held, and those whose circuit is not closed. `clock` gives Unix seconds."""
+    """All that are held, and those whose circuit is not closed.
 
-    def __init__(self, rules: CircuitRules, *, clock: Callable[[], float], random: Callable[[], float]) -> None:
+    `clock` gives Unix seconds; `slots` is how many attempts may be under way in all.
+    """
+
+    def __init__(
+        self, rules: CircuitRules, *, clock: Callable[[], float], random: Callable[[], float], slots: int = 512
+    ) -> None:
         self._rules = rules
+        self.shares = Shares(slots)
         self._clock = clock
         self._random = random
         self._known: dict[str, Endpoint] = {}
@@ -75,7 +86,7 @@ class Endpoints:
         """The endpoint with this URL, a new one if it is not known. `forget_idle` follows when nothing is held."""
         endpoint = self._known.get(url)
         if endpoint is None:
-            endpoint = self._known[url] = Endpoint(url)
+            endpoint = self._known[url] = Endpoint(url, proven=url in self.shares.proven)
             if len(self._known) > _MAX_REMEMBERED:
                 self._forget_oldest(endpoint)
         return endpoint
@@ -84,12 +95,25 @@ class Endpoints:
         """Those that are known now."""
         return list(self._known.values())
 
+    def hold(self, endpoint: Endpoint, change: int) -> None:
+        """So many more of its deliveries are held, or fewer."""
+        if not endpoint.proven:
+            self.shares.held += change
+
+    def count_in_flight(self, endpoint: Endpoint, change: int) -> None:
+        """So many more attempts are under way, or fewer."""
+        endpoint.in_flight += change
+        if not endpoint.proven:
+            self.shares.in_flight += change
+
     def may_begin(self, endpoint: Endpoint) -> bool:
-        """Whether another attempt may be under way."""
+        """Whether its circuit lets another attempt be under way."""
         return endpoint.in_flight < self._allowed(endpoint)
 
     def may_reserve(self, endpoint: Endpoint) -> bool:
         """Whether a notify may have the store lease it one at once."""
+        if not endpoint.proven and endpoint.held and self.shares.pressure:
+            return False
         return endpoint.held < self._allowed(endpoint)
 
     def _allowed(self, endpoint: Endpoint) -> int:
@@ -101,23 +125,32 @@ class Endpoints:
     def limits(self) -> dict[str, int]:
         """How many more of each may be claimed, where that is not `limit_of_others`."""
         now = self._clock()
-        return {url: max(0, self._limit(endpoint, now) - endpoint.held) for url, endpoint in self._known.items()}
+        limits: dict[str, int] = {}
+        if self.shares.pressure:
+            limits = dict.fromkeys(self.shares.proven, self._read_ahead)
+        for url, endpoint in self._known.items():
+            limits[url] = max(0, self._limit(endpoint, now) - endpoint.held)
+        return limits
 
     def _limit(self, endpoint: Endpoint, now: float) -> int:
+        limit = self._limit_of_circuit(endpoint, now)
+        return limit if endpoint.proven else min(limit, self.limit_of_others)
+
+    def _limit_of_circuit(self, endpoint: Endpoint, now: float) -> int:
         present = phase(endpoint.circuit, now)
         if present is Phase.CLOSED:
-            return self.limit_of_others
+            return self._read_ahead
         if present is Phase.CLOSING:
             return allowed(endpoint.circuit, now, self._rules)
         return 1 if present is Phase.PROBING or endpoint.pause_is_written else 0
 
     def claimable_at(self, url: str) -> float | None:
         """When more of it may be claimed, Unix seconds: when its pause is over, or now. None: when one that is held
-        has ended."""
+        has ended, or when there is less pressure."""
         endpoint = self._known.get(url)
         now = self._clock()
         if endpoint is None:
-            return now
+            return now if self.limit_of_others or url in self.shares.proven else None
         if endpoint.held >= self._limit(endpoint, now):
             return None
         return next_moment(endpoint.circuit, now)
@@ -125,6 +158,10 @@ class Endpoints:
     @property
     def limit_of_others(self) -> int:
         """How many may be claimed of an endpoint about which nothing is known."""
+        return (self._read_ahead, 1, 0)[self.shares.pressure]
+
+    @property
+    def _read_ahead(self) -> int:
         return _READ_AHEAD * self._rules.limit
 
     def is_paused(self, endpoint: Endpoint) -> bool:
@@ -147,6 +184,10 @@ class Endpoints:
 
     def succeeded(self, endpoint: Endpoint) -> float | None:
         """An attempt was answered 2xx. Returns now, when that ends a pause; else None."""
+        self._judge(endpoint, proven=True)
+        forgotten = self.shares.prove(endpoint.url)
+        if forgotten is not None and forgotten in self._known:
+            self._judge(self._known[forgotten], proven=False)
         circuit = endpoint.circuit
         if circuit is NEW_CIRCUIT:
             return None
@@ -155,11 +196,18 @@ class Endpoints:
         endpoint.circuit = after_success(circuit, now, self._rules)
         return now if was_paused else None
 
-    def failed(self, endpoint: Endpoint, retry_after: float | None) -> float | None:
-        """An attempt failed; `retry_after` as `after_failure` has it. Returns the end of a pause that begins."""
-        before = endpoint.circuit
+    def failed(self, endpoint: Endpoint, retry_after: float | None, *, hanging: bool = False) -> float | None:
+        """An attempt failed; `retry_after` as `after_failure` has it. Returns the end of a pause that begins.
+
+        One that was `hanging` is enough for a pause when many wait for the slots that it had.
+        """
+        self._judge(endpoint, proven=False)
+        self.shares.proven.pop(endpoint.url, None)
+        before = known = endpoint.circuit
+        if hanging and self.shares.pressure and known.stored is Phase.CLOSED:
+            known = replace(known, failures=self._rules.failures_to_open - 1)
         endpoint.circuit = after_failure(
-            before, self._clock(), self._rules, random=self._random(), retry_after=retry_after
+            known, self._clock(), self._rules, random=self._random(), retry_after=retry_after
         )
         paused = endpoint.circuit.stored in (Phase.OPEN, Phase.SLOWED)
         return endpoint.circuit.paused_until if paused and endpoint.circuit is not before else None
@@ -170,6 +218,14 @@ class Endpoints:
         endpoint = self._known.get(url)
         if endpoint is not None and self.is_paused(endpoint):
             self.let_through(endpoint)
+
+    def _judge(self, endpoint: Endpoint, *, proven: bool) -> None:
+        """What is held of it counts for the unproven, or does so no more."""
+        if endpoint.proven is not proven:
+            sign = -1 if proven else 1
+            self.shares.held += sign * endpoint.held
+            self.shares.in_flight += sign * endpoint.in_flight
+            endpoint.proven = proven
 
     def forget_idle(self, endpoint: Endpoint) -> None:
         """Forget it when nothing of it is held and nothing is known against it."""

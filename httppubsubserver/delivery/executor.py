@@ -73,7 +73,7 @@ class Executor:
         self._loop = asyncio.get_running_loop()
         self._outcomes = Outcomes(clock=clock, random=random)
         rules = CircuitRules(limit=min(config.max_durable_in_flight_per_callback, config.max_durable_in_flight))
-        self._endpoints = Endpoints(rules, clock=clock, random=random)
+        self._endpoints = Endpoints(rules, clock=clock, random=random, slots=config.max_durable_in_flight)
         self._attempts = Attempts(
             config,
             outbound,
@@ -90,6 +90,8 @@ class Executor:
         self._due_at: int | None = 0
         self._passed_over: set[str] = set()
         """Endpoints of which something may be due, and that are not looked at because enough of them is held."""
+        self._passed_over_at = 0
+        """The pressure (shares.py) under which others were passed over, whose URLs may not be known here."""
         self._look_at = 0.0
         """When to look what others have left (the event loop's time)."""
         self._awake = asyncio.Event()
@@ -185,6 +187,7 @@ class Executor:
                 self._left_behind(url)
         if not self._passed_over.isdisjoint(reservation.taken):
             self.due()  # what it was passed over for is taken no more
+        self._look_again_if_eased()
         self._attempts.pump()
         if self._due_at is not None and self._due_at <= self._now():
             self._awake.set()  # there may be room for it again
@@ -195,8 +198,19 @@ class Executor:
         claimable_at = self._endpoints.claimable_at(url)
         if claimable_at is None:
             self._passed_over.add(url)
+            self._note_pressure()
         else:
             self.due(int(claimable_at * _MICROSECONDS))
+
+    def _note_pressure(self) -> None:
+        """Somebody is passed over now, perhaps because of it."""
+        self._passed_over_at = max(self._passed_over_at, self._endpoints.shares.pressure)
+
+    def _look_again_if_eased(self) -> None:
+        """Whoever was passed over because of the pressure is looked at when there is less of it."""
+        if self._endpoints.shares.pressure < self._passed_over_at:
+            self._passed_over_at = self._endpoints.shares.pressure
+            self.due()
 
     def due(self, moment: int = 0) -> None:
         """Something may be claimed from this moment on (microseconds; 0: now)."""
@@ -228,17 +242,22 @@ class Executor:
         if work.endpoint_url in self._passed_over:
             self.due()
         work.end(settlement.outcome)
-        if shown == "unknown":
-            return
-        endpoint = self._endpoints[work.endpoint_url]
-        until = self._endpoints.succeeded(endpoint) if shown == "works" else self._endpoints.failed(endpoint, slowed)
-        if until is not None:
-            self._block(endpoint, until)
+        if shown != "unknown":
+            endpoint = self._endpoints[work.endpoint_url]
+            if shown == "works":
+                until = self._endpoints.succeeded(endpoint)
+            else:
+                hanging = isinstance(outcome, AttemptFailed) and outcome.hanging
+                until = self._endpoints.failed(endpoint, slowed, hanging=hanging)
+            if until is not None:
+                self._block(endpoint, until)
+        self._look_again_if_eased()
 
     def _returned(self, work: Work) -> None:
         self._releases.append(work.claimed)
         self._awake.set()
         work.end("returned")
+        self._look_again_if_eased()
 
     def _block(self, endpoint: Endpoint, until: float) -> None:
         """Let the store hold the endpoint back until then (Unix seconds), or no longer."""
@@ -308,7 +327,9 @@ class Executor:
         self._will_look_again()
         if self._has_room:
             self._due_at = None
-            due_at = await self._store.next_due(self._endpoints.limits())
+            self._note_pressure()
+            endpoints = self._endpoints
+            due_at = await self._store.next_due(endpoints.limits(), per_endpoint=endpoints.limit_of_others)
             if due_at is not None:
                 self.due(due_at)
 
@@ -323,6 +344,12 @@ class Executor:
     def _room(self) -> int:
         """What is claimed ahead keeps slots from waiting for the store."""
         return min(_CLAIMED_AT_ONCE, 2 * self._config.max_durable_in_flight - self._attempts.held)
+
+    @property
+    def _room_of_a_claim(self) -> int:
+        """With room for the unproven no more than that: whose a claim takes is not known before."""
+        room = self._endpoints.shares.room
+        return min(self._room, room) if room > 0 else self._room
 
     async def _hand_in(self) -> None:
         """Tell the store what was decided. What it could not be told stays here."""
@@ -359,10 +386,11 @@ class Executor:
         terms = Terms(
             self._holder,
             now + int(self._config.delivery_lease_seconds * _MICROSECONDS),
-            self._room,
+            self._room_of_a_claim,
             self._endpoints.limit_of_others,
             limits,
         )
+        self._passed_over_at = self._endpoints.shares.pressure
         self._passed_over = {url for url, limit in limits.items() if limit == 0}
         paused = self._endpoints.paused()
         self._due_at = None

@@ -97,7 +97,7 @@ class Terms(NamedTuple):
     at_most: int = 100
     """Deliveries in all."""
     per_endpoint: int = 8
-    """Deliveries of one endpoint."""
+    """Deliveries of one endpoint. 0: only those in `limits` are looked at."""
     limits: Mapping[str, int] = {}
     """By the URL of an endpoint, instead of `per_endpoint`: 0 passes it over, because its slots are taken or its
     circuit is open; 1 is a probe. Each one that is passed over is a row that is looked at, nothing more."""
@@ -154,7 +154,7 @@ class Claims(NamedTuple):
 
     deliveries: tuple[Claimed, ...]
     next_due_at: int | None
-    """As `DurableStore.next_due` with the same limits says after it."""
+    """As `DurableStore.next_due` on the same terms says after it."""
 
 
 class Accepted(NamedTuple):
@@ -382,10 +382,11 @@ class DurableStore(Store, Protocol):
         """
         ...
 
-    async def next_due(self, limits: Mapping[str, int] | None = None) -> int | None:
+    async def next_due(self, limits: Mapping[str, int] | None = None, *, per_endpoint: int = 1) -> int | None:
         """When there may be something to claim: not later than there is. None: nothing is pending.
 
-        A moment that has passed means now. Endpoints whose limit is 0 are not looked at. To be asked again after
+        A moment that has passed means now. Endpoints whose limit is 0 are not looked at;
+        `per_endpoint` is that of those that are not in `limits`. To be asked again after
         every accept, settle and replay of one's own, and now and then because of those of other processes.
         """
         ...

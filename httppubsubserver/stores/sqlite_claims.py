@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, Final
 
 from httppubsubclient.protocol.messages import Notification
@@ -33,7 +34,7 @@ __all__ = [
     "stored_message",
 ]
 
-READY: Final = "SELECT number, url FROM endpoints WHERE ready_at <= ? ORDER BY ready_at LIMIT ?"
+READY: Final = "SELECT number, url FROM endpoints WHERE ready_at <= ? ORDER BY ready_at"
 
 TO_CLAIM: Final = (
     "SELECT d.message, d.subscription_id, d.sequence, d.previous_message_id, d.ordered, d.attempts, "
@@ -78,15 +79,20 @@ _NOT_WANTED: Final = ("unsubscribed", "called_off", "sent_again")
 def claim(db: sqlite3.Connection, terms: Terms, now: int) -> Claims:
     """See `DurableStore.claim`."""
     claiming = _Claiming(db, terms, now)
-    # Some endpoints are passed over, and of some what was due has been settled meanwhile.
-    looked_at = 2 * terms.at_most + len(terms.limits)
-    for number, url in db.execute(READY, (now, looked_at)).fetchall():
+    for number, url in _ready(db, terms, now):
         at_most = min(terms.limits.get(url, terms.per_endpoint), terms.at_most - len(claiming.claimed))
         if at_most > 0:
             claiming.look_at(number, at_most)
         if claiming.full:
             break
-    return Claims(tuple(claiming.claimed), next_due(db, terms.limits))
+    return Claims(tuple(claiming.claimed), next_due(db, terms.limits, terms.per_endpoint))
+
+
+def _ready(db: sqlite3.Connection, terms: Terms, now: int) -> list[tuple[int, str]]:
+    """The endpoints to look at, by their turns, without those that are passed over."""
+    due = (row for row in db.execute(READY, (now,)) if terms.limits.get(row[1], terms.per_endpoint) > 0)
+    # Of some what was due has been settled meanwhile.
+    return list(islice(due, 2 * terms.at_most))
 
 
 class _Claiming:
@@ -163,10 +169,10 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
     return StoredMessage(Notification(*row[:6]), accepted_at, deliver_at, expires_at, body, bool(body_kept))
 
 
-def next_due(db: sqlite3.Connection, limits: Mapping[str, int]) -> int | None:
+def next_due(db: sqlite3.Connection, limits: Mapping[str, int], per_endpoint: int) -> int | None:
     """See `DurableStore.next_due`."""
     for ready_at, url in db.execute(_TURNS):
-        if limits.get(url, 1) > 0:
+        if limits.get(url, per_endpoint) > 0:
             moment: int = ready_at
             return moment
     return None

@@ -134,9 +134,9 @@ class SqliteDurable:
             brought += some
         return brought
 
-    async def next_due(self, limits: Mapping[str, int] | None = None) -> int | None:
+    async def next_due(self, limits: Mapping[str, int] | None = None, *, per_endpoint: int = 1) -> int | None:
         """See `DurableStore.next_due`."""
-        return await self._durable_reader.run(lambda db: next_due(db, limits or {}))
+        return await self._durable_reader.run(lambda db: next_due(db, limits or {}, per_endpoint))
 
     async def block_endpoint(self, url: str, *, until: int, now: int) -> None:
         """See `DurableStore.block_endpoint`."""

@@ -320,8 +320,8 @@ class DurableStore(Store, Protocol):
     is pending of it is called off by `work_off`, and never claimed: `cancelled` with the reason `unsubscribed`, or
     `dead` with `subscription_expired` or `gone`. When it is made best effort again, what it was owed stays owed.
 
-    What calls at the same time ask for shares a transaction. What is answered by `accept`, `replay` and
-    `cancel_scheduled` has reached the disk. Leases and settlements survive the death of a process at
+    What calls at the same time ask for shares a transaction. What is answered by `accept`, `replay`,
+    `work_off` and `cancel_scheduled` has reached the disk. Leases and settlements survive the death of a process at
     once, and the power cut of the machine a moment later: then a delivery is made again.
     """
 

@@ -354,6 +354,14 @@ async def _replay(store: DurableStore, model: Model, state: str) -> None:
     )
 
 
+async def _come_back(store: DurableStore, model: Model, which: int, ordered: bool) -> None:
+    """Under a new id, for what the old one was owed."""
+    await _unsubscribe(store, model, which)
+    await _work_off(store, model)
+    await _subscribe(store, model, which, ordered)
+    await _replay(store, model, "cancelled")
+
+
 def _number(each: Delivery) -> tuple[int, str]:
     return each.message.number, each.subscriber.id
 
@@ -452,6 +460,7 @@ STEPS = st.one_of(
     st.tuples(st.just(_clock), st.sampled_from([-3600, -7, -3, 0, 20, 3600])),
     st.tuples(st.just(_replay), st.sampled_from(["dead", "delivered", "cancelled"])),
     st.tuples(st.just(_unsubscribe), WHICH),
+    st.tuples(st.just(_come_back), WHICH, st.booleans()),
     st.tuples(st.just(_block), st.integers(0, 1), SECONDS),
     st.tuples(st.just(_cancel), NAMES),
     st.tuples(st.just(_work_off)),

@@ -70,6 +70,7 @@ async def accept(
     body: Body,
     targets: Sequence[Target],
     moments: MessageMoments,
+    owner: str | None,
     *,
     now: Callable[[], int],
 ) -> DurableNotify:
@@ -84,7 +85,7 @@ async def accept(
     else:
         await _write_pieces(store, notification.message_id, body, now)
     publication = Publication(
-        notification, data, [target.id for target in targets], moments.deliver_at, moments.expires_at
+        notification, data, [target.id for target in targets], moments.deliver_at, moments.expires_at, owner
     )
     reservation = executor.reserve(targets if moments.deliver_at is None else ())
     accepted = None

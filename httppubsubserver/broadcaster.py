@@ -17,7 +17,7 @@ import logging
 import random
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
 from functools import cached_property
 from types import TracebackType
@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Self
 
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.protocol.credentials import Secrets
-from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest, NotFound, PubSubError, Unavailable
+from httppubsubclient.protocol.errors import (
+    ConfigurationError,
+    InvalidRequest,
+    NotFound,
+    PubSubError,
+    TooManyHops,
+    Unavailable,
+)
 from httppubsubclient.protocol.messages import (
     DEFAULT_CONTENT_TYPE,
     Notification,
@@ -33,10 +40,13 @@ from httppubsubclient.protocol.messages import (
     SubscribeRequest,
     Subscription,
     content_type_or_default,
+    format_time,
     parse_traceparent,
 )
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
+from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topics import check_topic
+from httppubsubserver.audit import audit, shown_url
 from httppubsubserver.auth import Authenticator
 from httppubsubserver.background import Background
 from httppubsubserver.config import ServerConfig, load_secrets
@@ -48,7 +58,7 @@ from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
 from httppubsubserver.publishing import Publishing
 from httppubsubserver.randomness import random_bytes
-from httppubsubserver.stores import Page, open_store
+from httppubsubserver.stores import Page, SecretsChange, open_store
 from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.upkeep import Retention, Upkeep
 
@@ -60,6 +70,9 @@ __all__ = ["Broadcaster"]
 _LOG = logging.getLogger("httppubsub.server")
 
 _ID_BYTES = 18  # a multiple of three: base64 without padding
+
+_AUDITED_IDS = 100
+"""How many subscriptions of a replaced set are named in the audit line."""
 
 
 class Broadcaster:
@@ -130,15 +143,28 @@ class Broadcaster:
 
     # -- subscriptions ------------------------------------------------------------------------------------------
 
-    async def subscribe(self, request: SubscribeRequest, *, resume: bool = False) -> tuple[Subscription, bool]:
+    async def subscribe(
+        self,
+        request: SubscribeRequest,
+        *,
+        resume: bool = False,
+        owner: str | None = None,
+        max_subscriptions: int | None = None,
+        secrets: SecretsChange | None = None,
+    ) -> tuple[Subscription, bool]:
         """Add a subscription, or renew the one with the same URL and pattern. True when it is new.
 
         Once this returns, every later notify sees it, in whichever process of the same database. With `resume` what
-        a durable one is still owed is due now, with its schedule from the beginning.
+        a durable one is still owed is due now, with its schedule from the beginning. `owner` as in `Store`: who asks,
+        None for somebody to whom everything belongs.
         """
-        subscription, created = await self.store.subscribe(request, now=self.now())
+        subscription, created = await self.store.subscribe(
+            request, now=self.now(), owner=owner, max_subscriptions=max_subscriptions, secrets=secrets
+        )
         if created:
-            _LOG.info("subscribed %s to %s", subscription.id, subscription.pattern)
+            audit("subscribed", by=owner, **_audited(subscription))
+        if secrets is not None:
+            audit("secret_changed", by=owner, **_audited(subscription))
         if resume and subscription.delivery == "durable":
             # A new one too: its callback may have been held back because of others.
             endpoint_url = subscription.url.partition("#")[0]
@@ -151,35 +177,58 @@ class Broadcaster:
         except PubSubError as error:
             _LOG.warning("what %s is owed could not be brought forward: %s", subscription_id, error.detail)
 
-    async def unsubscribe(self, subscription_id: str) -> None:
+    async def unsubscribe(self, subscription_id: str, *, owner: str | None = None) -> None:
         """Remove a subscription. Raises `NotFound`."""
-        if not await self.store.unsubscribe(subscription_id, now=self.now()):
+        if not await self.store.unsubscribe(subscription_id, now=self.now(), owner=owner):
             raise NotFound("there is no subscription with this id")
         self._upkeep.wake()
-        _LOG.info("unsubscribed %s", subscription_id)
+        audit("unsubscribed", by=owner, subscription=subscription_id)
 
-    async def subscription(self, subscription_id: str) -> Subscription:
+    async def subscription(self, subscription_id: str, *, owner: str | None = None) -> Subscription:
         """One subscription. Raises `NotFound`."""
-        found = await self.store.subscription(subscription_id, now=self.now())
+        found = await self.store.subscription(subscription_id, now=self.now(), owner=owner)
         if found is None:
             raise NotFound("there is no subscription with this id")
         return found
 
-    async def subscriptions(self, *, url: str | None = None, cursor: str | None = None, limit: int = 100) -> Page:
+    async def subscriptions(
+        self, *, url: str | None = None, cursor: str | None = None, limit: int = 100, owner: str | None = None
+    ) -> Page:
         """A page of all subscriptions, or of those of one callback URL."""
-        return await self.store.subscriptions(url=url, cursor=cursor, limit=limit, now=self.now())
+        return await self.store.subscriptions(url=url, cursor=cursor, limit=limit, now=self.now(), owner=owner)
 
-    async def etag(self, url: str) -> str:
+    async def etag(self, url: str, *, owner: str | None = None) -> str:
         """The ETag of a callback URL's set of subscriptions."""
-        return await self.store.etag(url, now=self.now())
+        return await self.store.etag(url, now=self.now(), owner=owner)
 
     async def replace_subscriptions(
-        self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None = None
+        self,
+        url: str,
+        requests: Sequence[SubscribeRequest],
+        *,
+        if_match: str | None = None,
+        owner: str | None = None,
+        max_subscriptions: int | None = None,
+        secrets: Mapping[Pattern, SecretsChange] | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
-        kept, etag = await self.store.replace(url, requests, if_match=if_match, now=self.now())
+        kept, etag = await self.store.replace(
+            url,
+            requests,
+            if_match=if_match,
+            now=self.now(),
+            owner=owner,
+            max_subscriptions=max_subscriptions,
+            secrets=secrets,
+        )
         self._upkeep.wake()
-        _LOG.info("subscriptions of a callback replaced, now %d: %s", len(kept), " ".join(one.id for one in kept[:10]))
+        audit(
+            "subscriptions_replaced",
+            by=owner,
+            url=shown_url(url),
+            count=len(kept),
+            subscriptions=[one.id for one in kept[:_AUDITED_IDS]],
+        )
         return kept, etag
 
     # -- notify ---------------------------------------------------------------------------------------------------
@@ -194,6 +243,8 @@ class Broadcaster:
         wait_seconds: float | None = None,
         idempotency_key: str | None = None,
         moments: MessageMoments = NO_MOMENTS,
+        hops: int = 0,
+        owner: str | None = None,
     ) -> NotifyResult:
         """Deliver `data` to every subscription that `topic` matches and count the outcomes.
 
@@ -201,8 +252,10 @@ class Broadcaster:
         or of a durable one the first attempt, at most `wait_seconds` (0: not at all); what is undecided then goes on
         and is counted as pending. A message that is scheduled (`moments`) is for durable subscriptions only. A `Body`
         belongs to this call, whatever comes of it. With an `idempotency_key` the message is sent once, and everybody
-        who comes with the same key and the same message gets the same result. Raises `InvalidTopic`,
-        `InvalidRequest`, `Conflict`, `Unavailable`: then nobody is owed anything, best effort may have begun.
+        who comes with the same key and the same message gets the same result. `hops`: how many broadcasters it
+        has been through; `owner`: who publishes it, None for nobody in particular. Raises `InvalidTopic`,
+        `InvalidRequest`, `TooManyHops`, `Conflict`, `Unavailable`: then nobody is owed anything, best effort may have
+        begun.
         """
         if not isinstance(data, Body):
             if not isinstance(data, bytes | bytearray | memoryview):
@@ -211,6 +264,7 @@ class Broadcaster:
         body = data
         try:
             self.check_accepting()
+            self.check_hops(hops)
             notification = Notification(
                 message_id=_new_id("msg_"),
                 topic=check_topic(topic),
@@ -218,11 +272,12 @@ class Broadcaster:
                 sha256=body.sha256,
                 size=body.size,
                 traceparent=parse_traceparent(traceparent),
+                hops=hops,
             )
         except BaseException:
             body.close()
             raise
-        return await self._publishing.publish(notification, body, wait_seconds, moments, idempotency_key)
+        return await self._publishing.publish(notification, body, wait_seconds, moments, idempotency_key, owner)
 
     def body_writer(self, length: int | None = None) -> AbstractContextManager[BodyWriter]:
         """Where an arriving body is written: memory or a file, depending on its size and on what memory holds.
@@ -244,6 +299,14 @@ class Broadcaster:
             raise Unavailable("the broadcaster is shutting down", retry_after_seconds=1)
         if self._dispatcher.running >= self.config.max_pending_notifies:
             raise Unavailable("too many notifies are under way", retry_after_seconds=1)
+
+    def check_hops(self, hops: int) -> None:
+        """Raises `TooManyHops` for a message that goes round between broadcasters."""
+        if hops >= self.config.max_hops:
+            raise TooManyHops(
+                f"this message has been through {hops} broadcasters already, and max_hops is {self.config.max_hops}: "
+                "they subscribe to each other"
+            )
 
     async def check_ready(self) -> None:
         """Raises `Unavailable` unless notifies can be taken and the store answers."""
@@ -336,6 +399,9 @@ class Broadcaster:
             stack.push_async_callback(_cancelled, asyncio.create_task(self._upkeep.run(), name="upkeep"))
             self._stack = stack.pop_all()
         self._draining = False
+        for direction in ("to_broadcasters", "to_subscribers"):
+            keys = getattr(self._secrets, direction).keys
+            audit("keys_loaded", by="operator", direction=direction, keys=[key.id for key in keys])
         self._store = store
         _LOG.info("open with %d subscriptions", len(self._directory))
 
@@ -359,9 +425,20 @@ class Broadcaster:
         try:
             if await self.store.unsubscribe(target.id, now=self.now(), expires_at=target.expires_at):
                 self._upkeep.wake()
-                _LOG.info("unsubscribed %s: its callback answered 410", target.id)
+                audit("unsubscribed", by="410", subscription=target.id)
         except PubSubError as error:
             _LOG.warning("%s answered 410 and could not be removed: %s", target.id, error.detail)
+
+
+def _audited(subscription: Subscription) -> dict[str, object]:
+    """What an audit line tells of a subscription."""
+    return {
+        "subscription": subscription.id,
+        "url": shown_url(subscription.url),
+        "pattern": str(subscription.pattern),
+        "delivery": subscription.delivery,
+        "expires": format_time(subscription.expires_at),
+    }
 
 
 def _new_id(prefix: str) -> str:

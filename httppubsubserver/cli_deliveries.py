@@ -126,7 +126,7 @@ async def _replay(options: argparse.Namespace, selections: list[Selection]) -> i
             if selection.message_id is not None:
                 await operations.message(selection.message_id)
         for selection in selections:
-            replay = await operations.replay(selection, by="the command line")
+            replay = await operations.replay(selection, by="operator")
             if options.wait:
                 replay = await _finished(store, operations, replay)
             if options.json:

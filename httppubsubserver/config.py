@@ -32,10 +32,12 @@ _LOG = logging.getLogger("httppubsub.server")
 
 _VARIABLE_PREFIX = "HTTPPUBSUB_"
 _FILE_VARIABLE = "HTTPPUBSUB_CONFIG"
+STORAGE_KEY_VARIABLE = "HTTPPUBSUB_STORAGE_KEY"
+"""Holds a secret, so it is no setting: settings can be flags, and are shown."""
 _CLIENT_PREFIX = "HTTPPUBSUB_CLIENT_"
 """The commands of the client have variables of their own."""
 
-_UNSHOWN = frozenset({"db"})
+_UNSHOWN = frozenset({"db", "egress_proxy"})
 """Settings whose value may hold a password: error texts never repeat it."""
 
 
@@ -107,8 +109,51 @@ class ServerConfig(BaseModel):
         "attempted again then. Longer than `attempt_timeout_seconds` by at least 10 s; large bodies extend it.",
     )
     max_answer_bytes: int = Field(default=65_536, ge=0, description="How much of a subscriber's answer is read.")
+    callback_networks: tuple[str, ...] = Field(
+        default=("loopback", "private"),
+        description="Which addresses may be called back: CIDRs, and the names `loopback`, `private` and `public`. "
+        "Partners want `public`; metadata services and other special addresses only by their own CIDR.",
+    )
+    callback_ports: tuple[str, ...] = Field(
+        default=("usual",),
+        description="Which ports may be called back: numbers, ranges like 8000-8999, and the names `web` (80, 443, "
+        "8080, 8443), `usual` (80, 443 and 1024-65535 without the ports of well-known other services) and `all`.",
+    )
+    callback_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Host names that may be called back although they are local: `localhost`, those of one label, "
+        "and those below `.localhost`, `.local` and `.internal`.",
+    )
+    https_only: bool = Field(default=False, description="Refuse callbacks that are http.")
+    egress_proxy: str | None = Field(
+        default=None,
+        description="http://[user:password@]host:port of an HTTP proxy that all callbacks go through, by CONNECT to an "
+        "address that was checked before. Variables like HTTP_PROXY play no part.",
+    )
     callback_ca_file: Path | None = Field(
         default=None, description="PEM certificates to trust for https callbacks instead of the built-in ones."
+    )
+    callback_client_certfile: Path | None = Field(
+        default=None, description="PEM certificate (chain) to show to https callbacks that ask for one."
+    )
+    callback_client_keyfile: Path | None = Field(
+        default=None, description="Its private key, if that is in a file of its own."
+    )
+    verify_callbacks: Literal["always", "public", "never"] = Field(
+        default="public",
+        description="Which callbacks have to agree before they are sent anything: all, those at public addresses, or "
+        "none.",
+    )
+    verification_timeout_seconds: float = Field(
+        default=10.0, gt=0, le=60, description="How long a callback may take to agree."
+    )
+    verifications_per_hour: int = Field(
+        default=60, ge=1, description="How often one host may be asked whether it agrees; then 429."
+    )
+    webhook_origin: str | None = Field(
+        default=None,
+        description="The host name that stands for this system in WebHook-Request-Origin (CloudEvents); by default "
+        "that of the first broadcaster in the secrets file.",
     )
 
     signature_tolerance_seconds: int = Field(
@@ -116,6 +161,44 @@ class ServerConfig(BaseModel):
         ge=1,
         le=86_400,
         description="How far `created` of a signature may lie from the broadcaster's clock.",
+    )
+    jwt_issuer: str | None = Field(
+        default=None, description="Accept JSON Web Tokens of this issuer (`iss`), beside keys."
+    )
+    jwt_audience: str | None = Field(default=None, description="And for this audience (`aud`). Required with it.")
+    jwks_file: Path | None = Field(default=None, description="The issuer's public keys, a JSON Web Key Set.")
+    jwks_url: str | None = Field(default=None, description="Where they are fetched, instead of a file.")
+    max_subscriptions_per_key: int = Field(
+        default=100_000, ge=0, description="Subscriptions that one owner of keys may have; more are answered 429."
+    )
+    storage_key_file: Path | None = Field(
+        default=None,
+        description="The keys that encrypt the secrets of subscriptions: base64 of 32 bytes a line, the first for new "
+        "ones. HTTPPUBSUB_STORAGE_KEY can hold the same. Without either, subscriptions have no secrets of their own.",
+    )
+    secret_grace_seconds: int = Field(
+        default=86_400,
+        ge=0,
+        le=7 * 86_400,
+        description="How long deliveries are still signed with the old secret of a subscription beside a new one.",
+    )
+    max_webhook_bytes: int = Field(
+        default=16 * MEBIBYTE,
+        ge=0,
+        description="The largest message for subscriptions with a secret of their own or another format than raw.",
+    )
+    max_hops: int = Field(
+        default=8, ge=1, le=999, description="A message that has been through so many broadcasters is refused (508)."
+    )
+    max_connections: int = Field(
+        default=8192, ge=1, description="Connections that `serve` holds at once, in each process; more get 503."
+    )
+    ssl_certfile: Path | None = Field(
+        default=None, description="`serve` speaks https with this certificate (PEM, with its chain)."
+    )
+    ssl_keyfile: Path | None = Field(default=None, description="Its private key, if that is in a file of its own.")
+    ssl_ca_certs: Path | None = Field(
+        default=None, description="Clients have to show a certificate that one of these signed (PEM)."
     )
     default_lease_seconds: int = Field(
         default=86_400, ge=1, description="The lease of a subscription that asks for none."
@@ -284,7 +367,7 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, _Given]:
     for variable, text in environ.items():
         if not variable.startswith(_VARIABLE_PREFIX) or variable.startswith(_CLIENT_PREFIX):
             continue
-        if variable != _FILE_VARIABLE:
+        if variable not in (_FILE_VARIABLE, STORAGE_KEY_VARIABLE):
             _known(variable, "the environment variable {!r}", known)
             name = known[variable]
             given[name] = _Given(_from_text(name, text), variable)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +18,12 @@ from typing import ClassVar, Final
 
 from httppubsubclient.protocol.callback_urls import CallbackUrl, split_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl
+from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
 from httppubsubclient.protocol.topic_index import TopicIndex
 from httppubsubserver.stores import Changes, Store
 
-__all__ = ["Directory", "DurableTarget", "Target"]
+__all__ = ["Directory", "DurableTarget", "DurableWebhookTarget", "Target", "WebhookTarget"]
 
 _LOG = logging.getLogger("httppubsub.server.directory")
 
@@ -51,6 +52,8 @@ class Target:
     value: bytes
     expires_at: int
     durable: ClassVar[bool] = False
+    webhook: ClassVar[bool] = False
+    """Whether its deliveries need anything but what all have: another format, or secrets of its own."""
 
     @property
     def pattern(self) -> Pattern:
@@ -68,6 +71,25 @@ class DurableTarget(Target):
     """One whose messages are accepted for it before they are delivered."""
 
     durable: ClassVar[bool] = True
+
+
+@dataclass(slots=True, eq=False)
+class WebhookTarget(Target):
+    """One that gets another format, or is signed with secrets of its own."""
+
+    format: DeliveryFormat
+    sealed: bytes | None
+    """The secrets, encrypted."""
+    webhook: ClassVar[bool] = True
+
+
+@dataclass(slots=True, eq=False)
+class DurableWebhookTarget(DurableTarget):
+    """Both."""
+
+    format: DeliveryFormat
+    sealed: bytes | None
+    webhook: ClassVar[bool] = True
 
 
 class Directory:
@@ -155,8 +177,12 @@ class _Known:
             if target is not None:
                 self.durable -= target.durable
                 index.remove(target.pattern, target)
-        for subscription_id, url, kind, value, expires_at, durable in changes.changed:
-            of_its_kind = DurableTarget if durable else Target
+        for subscription_id, url, kind, value, expires_at, durable, form, sealed in changes.changed:
+            of_its_kind: Callable[..., Target] = DurableTarget if durable else Target
+            options: tuple[object, ...] = ()
+            if form != "raw" or sealed is not None:
+                of_its_kind = DurableWebhookTarget if durable else WebhookTarget
+                options = (form, sealed)
             known = targets.get(subscription_id)
             if known is None:
                 try:
@@ -164,13 +190,13 @@ class _Known:
                 except InvalidUrl:
                     _LOG.error("subscription %s has a callback URL that is not one; it is ignored", subscription_id)
                     continue
-                target = of_its_kind(subscription_id, callback, _KINDS[kind], value, expires_at)
+                target = of_its_kind(subscription_id, callback, _KINDS[kind], value, expires_at, *options)
                 targets[subscription_id] = target
                 self.durable += durable
                 index.add(Pattern(kind, value), target)
-            elif known.expires_at != expires_at or known.durable != durable:
+            elif known.expires_at != expires_at or known.durable != durable or options or known.webhook:
                 # (url, pattern) names a subscription, so a change of one that is known never touches either.
-                target = of_its_kind(subscription_id, known.callback, known.kind, known.value, expires_at)
+                target = of_its_kind(subscription_id, known.callback, known.kind, known.value, expires_at, *options)
                 targets[subscription_id] = target
                 self.durable += durable - known.durable
                 index.add(known.pattern, target)

@@ -260,7 +260,11 @@ async def _authenticated(broadcaster: Broadcaster, request: Request) -> Incoming
 def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields) -> SubscribeRequest:
     longest = broadcaster.config.max_lease_seconds
     lease = fields.lease_seconds
-    if lease is None:
+    if fields.permanent:
+        if lease is not None:
+            raise InvalidRequest("a permanent subscription has no lease_seconds")
+        lease = 0
+    elif lease is None:
         lease = broadcaster.config.default_lease_seconds
     elif not 1 <= lease <= longest:
         raise InvalidRequest(f"lease_seconds is 1 to {longest}; got {lease}")

@@ -12,7 +12,7 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from httppubsubclient.protocol.errors import InvalidTopic, PubSubError
-from httppubsubclient.protocol.messages import NotifyResult
+from httppubsubclient.protocol.messages import NotifyResult, parse_hops
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments, message_moments
 from httppubsubclient.protocol.topics import decode_topic
 from httppubsubserver.broadcaster import Broadcaster
@@ -71,12 +71,20 @@ class NotifyEndpoint:
             wait_seconds=prefer.wait_seconds,
             idempotency_key=headers.get("idempotency-key"),
             moments=self._moments(headers),
+            hops=self._hops(headers),
         )
         length = incoming.declared_length()
         if length is not None and length <= self._small_bytes:
             return await notify(await incoming.small_body(length)), prefer
         with self._broadcaster.body_writer(length) as writer:
             return await notify(await incoming.body(writer)), prefer
+
+    def _hops(self, headers: Mapping[str, str]) -> int:
+        if "pubsub-hops" not in headers:
+            return 0
+        hops = parse_hops(headers)
+        self._broadcaster.check_hops(hops)  # before the body is read
+        return hops
 
     def _moments(self, headers: Mapping[str, str]) -> MessageMoments:
         if "pubsub-deliver-at" in headers or "pubsub-expires" in headers:

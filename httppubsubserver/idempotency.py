@@ -63,15 +63,19 @@ class Once:
         work: Callable[[str], Awaitable[NotifyResult]],
         *,
         running_seconds: float,
+        owner: str | None = None,
     ) -> NotifyResult:
         """The result of `work`, or of the earlier request with this key. `work` takes over `body`; so does this.
 
         `work` is told which message id to use: when a request died half-way, the one that it had, so that nobody
-        takes what is sent now for another message. `running_seconds` is the longest that it may take. Raises
-        `Conflict`, `Unavailable`.
+        takes what is sent now for another message. `running_seconds` is the longest that it may take. Every `owner`
+        has keys of its own. Raises `Conflict`, `Unavailable`.
         """
         try:
-            known = await self._claim(check_idempotency_key(key), notification, running_seconds)
+            check_idempotency_key(key)
+            # No key has a space in it.
+            key = key if owner is None else f"{owner} {key}"
+            known = await self._claim(key, notification, running_seconds)
         except BaseException:
             body.close()
             raise

@@ -6,7 +6,6 @@ what they select in the same words: `selection_of`. What changes something leave
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple, get_args
@@ -14,6 +13,7 @@ from typing import Any, Final, NamedTuple, get_args
 from httppubsubclient.protocol.errors import Gone, InvalidRequest, NotFound
 from httppubsubclient.protocol.messages import MESSAGE_ID, SUBSCRIPTION_ID, format_time
 from httppubsubclient.protocol.moments import parse_moment
+from httppubsubserver.audit import audit
 from httppubsubserver.escaping import escaped
 from httppubsubserver.stores.durable import (
     DeliveryPage,
@@ -27,8 +27,6 @@ from httppubsubserver.stores.durable import (
 )
 
 __all__ = ["REPLAYED_STATES", "STATES", "Operations", "StoredBody", "selection_json", "selection_of"]
-
-_LOG = logging.getLogger("httppubsub.server.operations")
 
 STATES: Final[tuple[DeliveryState, ...]] = get_args(DeliveryState)
 REPLAYED_STATES: Final[tuple[DeliveryState, ...]] = ("dead", "delivered", "cancelled")
@@ -100,22 +98,22 @@ class Operations:
             raise NotFound("there is no durable subscription with this id")
         return page
 
-    async def cancel_scheduled(self, message_id: str, *, by: str) -> int:
+    async def cancel_scheduled(self, message_id: str, *, by: str | None) -> int:
         """Call off what has not been attempted of a scheduled message; how many deliveries. Raises `NotFound`."""
         await self.message(message_id)
         cancelled = await self._store.cancel_scheduled(message_id, now=self._now())
-        _LOG.info("%s called off %s: %d deliveries cancelled", by, message_id, cancelled)
+        audit("called_off", by=by, message=message_id, deliveries=cancelled)
         self._wake()
         return cancelled
 
-    async def replay(self, selection: Selection, *, by: str) -> Replay:
+    async def replay(self, selection: Selection, *, by: str | None) -> Replay:
         """Ask for deliveries to be sent again. Raises `InvalidRequest`, and `NotFound` for an unknown message."""
         if selection._replace(state=None) == Selection():
             raise InvalidRequest("say what to replay: a message, a subscription, or from when until when")
         if selection.message_id is not None:
             await self.message(selection.message_id)
         replay = await self._store.replay(selection, now=self._now())
-        _LOG.info("%s asked for replay %d of %s", by, replay.number, _told(replay.selection))
+        audit("replayed", by=by, replay=replay.number, selection=selection_json(replay.selection))
         self._wake()
         return replay
 
@@ -169,9 +167,3 @@ def _checked(text: str, kind: str, form: re.Pattern[str]) -> str:
     if not form.fullmatch(text):
         raise InvalidRequest(f"the id of a {kind} is 1 to 64 of A-Z a-z 0-9 _ and -; got '{escaped(text[:100])}'")
     return text
-
-
-def _told(selection: Selection) -> str:
-    """For the log: `dead deliveries, message_id=msg_1`."""
-    words = [f"{name}={value}" for name, value in selection_json(selection).items() if value and name != "state"]
-    return ", ".join([f"{selection.state} deliveries", *words])

@@ -75,24 +75,30 @@ class Publishing:
         wait_seconds: float | None,
         moments: MessageMoments,
         idempotency_key: str | None,
+        owner: str | None = None,
     ) -> NotifyResult:
         """See `Broadcaster.notify`. Takes over the body."""
         if idempotency_key is None:
-            return await self._publish(notification, body, wait_seconds, moments)
+            return await self._publish(notification, body, wait_seconds, moments, owner)
 
         def work(message_id: str) -> Coroutine[Any, Any, NotifyResult]:
-            return self._publish(notification._replace(message_id=message_id), body, wait_seconds, moments)
+            return self._publish(notification._replace(message_id=message_id), body, wait_seconds, moments, owner)
 
         # In a task of its own: a publisher that goes away must not leave its key claimed and unanswered.
         running_seconds = self._config.notify_timeout_seconds + body.size / self._config.min_bytes_per_second
         return await asyncio.shield(
             self._background.spawn(
-                self._once.run(idempotency_key, notification, body, work, running_seconds=running_seconds)
+                self._once.run(idempotency_key, notification, body, work, running_seconds=running_seconds, owner=owner)
             )
         )
 
     async def _publish(
-        self, notification: Notification, body: Body, wait_seconds: float | None, moments: MessageMoments
+        self,
+        notification: Notification,
+        body: Body,
+        wait_seconds: float | None,
+        moments: MessageMoments,
+        owner: str | None,
     ) -> NotifyResult:
         self._matching += 1
         try:
@@ -110,7 +116,7 @@ class Publishing:
             targets = [target for target in targets if not target.durable] if durable else targets
         if moments.deliver_at is not None:
             targets = []
-        accepting = self._start_accepting(notification, body, durable, moments) if durable else None
+        accepting = self._start_accepting(notification, body, durable, moments, owner) if durable else None
         fanout = self._dispatcher.start(notification, body, targets, expires_in=self._expires_in(moments))
         # Shielded: what was leased with it has to be begun, even if nobody wants to know any more.
         accepted = NOTHING_DURABLE if accepting is None else await asyncio.shield(accepting)
@@ -131,15 +137,26 @@ class Publishing:
         )
 
     def _start_accepting(
-        self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
+        self,
+        notification: Notification,
+        body: Body,
+        targets: list[Target],
+        moments: MessageMoments,
+        owner: str | None,
     ) -> asyncio.Task[DurableNotify]:
         # One transaction is soon over; cancelled, it would leave behind leases that nobody knows of.
         return self._background.spawn(
-            self._accept(notification, body.share(), targets, moments), cancelled_at_the_end=body.size > CHUNK_BYTES
+            self._accept(notification, body.share(), targets, moments, owner),
+            cancelled_at_the_end=body.size > CHUNK_BYTES,
         )
 
     async def _accept(
-        self, notification: Notification, body: Body, targets: list[Target], moments: MessageMoments
+        self,
+        notification: Notification,
+        body: Body,
+        targets: list[Target],
+        moments: MessageMoments,
+        owner: str | None,
     ) -> DurableNotify:
         with body:
             size = min(body.size, CHUNK_BYTES)
@@ -147,7 +164,9 @@ class Publishing:
                 raise Unavailable("too many durable messages are being written", retry_after_seconds=1)
             self._accepting_bytes += size
             try:
-                return await accept(self._store, self._executor, notification, body, targets, moments, now=self._now)
+                return await accept(
+                    self._store, self._executor, notification, body, targets, moments, owner, now=self._now
+                )
             finally:
                 self._accepting_bytes -= size
 

@@ -395,5 +395,6 @@ def _log_to_stderr(level: str) -> None:
         stream=sys.stderr, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s", level=logging.WARNING
     )
     logging.getLogger("httppubsub").setLevel(level.upper())
+    logging.getLogger("httppubsub.audit").setLevel(logging.INFO)
     if level == "debug":
         logging.getLogger("uvicorn").setLevel(logging.DEBUG)

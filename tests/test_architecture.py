@@ -41,7 +41,7 @@ SERVER_ROWS = [
         "stores.sqlite_durable",
         "stores.sqlite",
     },
-    {"directory", "auth", "idempotency", "delivery"},
+    {"audit", "directory", "auth", "idempotency", "delivery"},
     {"delivery.answers", "delivery.tls_sessions", "delivery.httpx_requests"},
     {"delivery.connection", "delivery.connections", "delivery.dialing", "delivery.sending"},
     {"delivery.whole_answers"},

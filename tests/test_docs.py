@@ -38,6 +38,10 @@ def shown(value: object) -> str:
         return "none"
     if isinstance(value, str):
         return f"`{value}`"
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`" if value else "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

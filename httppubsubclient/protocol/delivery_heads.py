@@ -111,6 +111,7 @@ class DeliveryHeads:
             f"webhook-timestamp: {now}\r\n"
             f"pubsub-topic: {topic}\r\n"
             f"pubsub-attempt: {attempt}\r\n"
+            f"pubsub-hops: {notification.hops + 1}\r\n"
             f"content-type: {notification.content_type}\r\n"
             f"content-digest: {digest}\r\n"
             f"{'' if traceparent is None else f'traceparent: {traceparent}{_CRLF}'}{proof}"

@@ -5,6 +5,7 @@
     │   ├── InvalidTopic          invalid_topic        422
     │   ├── InvalidGlob           invalid_glob         422  a glob or an MQTT filter
     │   ├── InvalidUrl            invalid_url          422  a callback URL that is refused for its form
+    │   ├── InvalidSecret         invalid_secret       422  a secret of a subscription that is none, or too weak
     │   └── DigestMismatch        digest_mismatch      400  the body is not the one that Content-Digest names
     ├── CallbackRefused           callback_refused     422  the policy does not allow this callback
     ├── CallbackUnreachable       callback_unreachable 422
@@ -19,6 +20,8 @@
     ├── TooLarge                  too_large            413
     ├── UnsupportedMediaType      unsupported_media_type 415
     ├── TooSlow                   too_slow             408  the body did not arrive in time
+    ├── QuotaExceeded             quota_exceeded       429  more than this key may have or do; perhaps later
+    ├── TooManyHops               too_many_hops        508  the message goes round between broadcasters
     ├── Unavailable               unavailable          503  not now; `retry_after_seconds` says when again
     └── ConfigurationError        configuration        500  a setting or a secrets file is wrong; never on the wire
 
@@ -43,14 +46,17 @@ __all__ = [
     "Gone",
     "InvalidGlob",
     "InvalidRequest",
+    "InvalidSecret",
     "InvalidTopic",
     "InvalidUrl",
     "NotEntered",
     "NotFound",
     "PreconditionFailed",
     "PubSubError",
+    "QuotaExceeded",
     "Replayed",
     "TooLarge",
+    "TooManyHops",
     "TooSlow",
     "Unauthorized",
     "Unavailable",
@@ -96,6 +102,12 @@ class InvalidUrl(InvalidRequest):
     """A callback URL that can never be called: wrong scheme, host, port or characters."""
 
     code = "invalid_url"
+
+
+class InvalidSecret(InvalidRequest):
+    """A secret of a subscription that does not have its form, or is too easily guessed."""
+
+    code = "invalid_secret"
 
 
 class DigestMismatch(InvalidRequest):
@@ -194,6 +206,22 @@ class TooSlow(PubSubError):
     code = "too_slow"
 
 
+class QuotaExceeded(PubSubError):
+    """More than this key may have or do. `retry_after_seconds` is when trying again makes sense, None if unknown."""
+
+    code = "quota_exceeded"
+
+    def __init__(self, detail: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooManyHops(PubSubError):
+    """A message that has been through so many broadcasters that it is taken for one that goes round."""
+
+    code = "too_many_hops"
+
+
 class Unavailable(PubSubError):
     """Not now. `retry_after_seconds` is when trying again makes sense, None if unknown."""
 
@@ -229,6 +257,7 @@ WIRE: dict[type[PubSubError], Wire] = {
     InvalidTopic: Wire(422, "Invalid topic", 4422, -32010),
     InvalidGlob: Wire(422, "Invalid pattern", 4422, -32011),
     InvalidUrl: Wire(422, "Invalid callback URL", 4422, -32012),
+    InvalidSecret: Wire(422, "Invalid secret", 4422, -32024),
     DigestMismatch: Wire(400, "Digest mismatch", 4400, -32013),
     CallbackRefused: Wire(422, "Callback refused", 4422, -32014),
     CallbackUnreachable: Wire(422, "Callback unreachable", 4422, -32015),
@@ -243,6 +272,8 @@ WIRE: dict[type[PubSubError], Wire] = {
     TooLarge: Wire(413, "Too large", 1009, -32018),
     UnsupportedMediaType: Wire(415, "Unsupported media type", 1003, -32019),
     TooSlow: Wire(408, "Too slow", 4408, -32020),
+    QuotaExceeded: Wire(429, "Quota exceeded", 4429, -32022),
+    TooManyHops: Wire(508, "Too many hops", 4508, -32023),
     Unavailable: Wire(503, "Unavailable", 1013, -32006),
     ConfigurationError: Wire(500, "Internal error", 1011, -32603),
 }
@@ -271,6 +302,6 @@ def problem(error: PubSubError) -> dict[str, object]:
 def from_problem(code: object, detail: str, *, retry_after_seconds: float | None = None) -> PubSubError:
     """The error that a peer's problem document stands for; an unknown code gives the root class."""
     cls = _BY_CODE.get(code, PubSubError) if isinstance(code, str) else PubSubError
-    if issubclass(cls, Unavailable):
+    if issubclass(cls, Unavailable | QuotaExceeded):
         return cls(detail, retry_after_seconds=retry_after_seconds)
     return cls(detail)

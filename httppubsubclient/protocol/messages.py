@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.options import (
+    DeliveryFormat,
     DeliveryMode,
     DeliveryOptions,
     check_options,
@@ -27,7 +28,9 @@ from httppubsubclient.protocol.topics import decode_topic, encode_topic
 __all__ = [
     "DEFAULT_CONTENT_TYPE",
     "MAX_CONTENT_TYPE_LENGTH",
+    "MAX_HOPS",
     "MESSAGE_ID",
+    "PERMANENT_UNTIL",
     "RECEIVE_PATH",
     "SUBSCRIPTION_ID",
     "Delivery",
@@ -40,6 +43,7 @@ __all__ = [
     "delivery_headers",
     "format_time",
     "parse_delivery",
+    "parse_hops",
     "parse_time",
     "parse_traceparent",
 ]
@@ -47,17 +51,23 @@ __all__ = [
 RECEIVE_PATH: Final = "/v1/receive"
 DEFAULT_CONTENT_TYPE: Final = "application/octet-stream"
 MAX_CONTENT_TYPE_LENGTH: Final = 256
+PERMANENT_UNTIL: Final = 253_402_214_400_000_000
+"""When a subscription without a lease ends: the last day of the year 9999, in microseconds since 1970."""
+MAX_HOPS: Final = 999
+"""The most that a header can say."""
 MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 SUBSCRIPTION_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _SEQUENCE = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _ATTEMPT = re.compile(r"[1-9][0-9]{0,5}", re.ASCII)
+_HOPS = re.compile(r"[0-9]{1,3}", re.ASCII)
 _TIMESTAMP = re.compile(r"[0-9]{10,12}", re.ASCII)
 # W3C Trace Context section 3.2: version 00 has exactly these four fields; ids of only zeros are invalid.
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 _FRAGMENT = re.compile(r"[!-~]{1,2048}", re.ASCII)
 _HEADER_TEXT = re.compile(r"[\x20-\x7e]+", re.ASCII)
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}", re.ASCII)
+_SIGNATURES: Final[dict[object, Literal["v1", "v1a"]]] = {"v1": "v1", "v1a": "v1a"}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -72,6 +82,8 @@ class Notification(NamedTuple):
     size: int
     """Length of the body in bytes."""
     traceparent: str | None = None
+    hops: int = 0
+    """How many broadcasters it has been through before this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +94,11 @@ class SubscribeRequest:
     """Canonical, with its fragment (protocol/callback_urls.py)."""
     pattern: Pattern
     lease_seconds: int
+    """0: permanent."""
     delivery: DeliveryMode = "best_effort"
     ordered: bool = False
     retry_schedule_seconds: tuple[float, ...] | None = None
+    format: DeliveryFormat = "raw"
 
     def __post_init__(self) -> None:
         check_options(self.options)
@@ -92,7 +106,7 @@ class SubscribeRequest:
     @property
     def options(self) -> DeliveryOptions:
         """How it shall be delivered to."""
-        return DeliveryOptions(self.delivery, self.ordered, self.retry_schedule_seconds)
+        return DeliveryOptions(self.delivery, self.ordered, self.retry_schedule_seconds, self.format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +117,46 @@ class Subscription:
     url: str
     pattern: Pattern
     lease_seconds: int
+    """0: permanent."""
     created_at: int
     expires_at: int
     delivery: DeliveryMode = "best_effort"
     ordered: bool = False
     retry_schedule_seconds: tuple[float, ...] | None = None
+    format: DeliveryFormat = "raw"
+    signature: Literal["v1", "v1a"] | None = None
+    """By which its deliveries are signed with a secret of its own (standard_webhooks.py); None: it has none."""
+    public_key: str | None = None
+    """Of a secret of the kind v1a: `whpk_...`."""
+    owner: str | None = None
+    """Whose it is; None is everybody's. For the broadcaster alone, as is `sealed`: neither is part of the JSON."""
+    sealed: bytes | None = field(default=None, repr=False)
+    """Its secrets, encrypted."""
 
     @property
     def options(self) -> DeliveryOptions:
         """How it is delivered to."""
-        return DeliveryOptions(self.delivery, self.ordered, self.retry_schedule_seconds)
+        return DeliveryOptions(self.delivery, self.ordered, self.retry_schedule_seconds, self.format)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form of the API."""
-        return {
+        permanent = self.lease_seconds == 0
+        fields: dict[str, Any] = {
             "id": self.id,
             "url": self.url,
             **self.pattern.to_json(),
             **options_to_json(self.options),
-            "lease_seconds": self.lease_seconds,
+            "lease_seconds": None if permanent else self.lease_seconds,
             "created_at": format_time(self.created_at),
-            "expires_at": format_time(self.expires_at),
+            "expires_at": None if permanent else format_time(self.expires_at),
         }
+        if permanent:
+            fields["permanent"] = True
+        if self.signature is not None:
+            fields["signature"] = self.signature
+        if self.public_key is not None:
+            fields["public_key"] = self.public_key
+        return fields
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Subscription:
@@ -134,10 +166,12 @@ class Subscription:
             _matching(fields, "id", SUBSCRIPTION_ID),
             _string(fields, "url"),
             pattern_from_json(fields),
-            _count(fields, "lease_seconds"),
+            0 if fields.get("permanent") is True else _count(fields, "lease_seconds"),
             _moment(fields, "created_at"),
-            _moment(fields, "expires_at"),
+            PERMANENT_UNTIL if fields.get("permanent") is True else _moment(fields, "expires_at"),
             *options_from_json(fields),
+            signature=_SIGNATURES.get(fields.get("signature") if isinstance(fields.get("signature"), str) else None),
+            public_key=None if fields.get("public_key") is None else _string(fields, "public_key"),
         )
 
 
@@ -195,6 +229,8 @@ class Delivery:
     """Durable: the number of this delivery among those of its subscription, 1, 2, 3 ... (see gaps.py)."""
     previous_message_id: str | None = None
     """Durable: the message of the delivery before it; number 1 has none."""
+    hops: int = 0
+    """How many broadcasters the message has been through, this one included; 0 where it is not said."""
 
 
 def delivery_headers(
@@ -217,6 +253,7 @@ def delivery_headers(
         "pubsub-topic": encode_topic(notification.topic),
         "pubsub-subscription": subscription_id,
         "pubsub-attempt": str(attempt),
+        "pubsub-hops": str(notification.hops + 1),
         "content-type": notification.content_type,
     }
     if fragment is not None:
@@ -245,7 +282,18 @@ def parse_delivery(headers: Mapping[str, str]) -> Delivery:
         previous_message_id=(
             None if "pubsub-previous" not in headers else _matching(headers, "pubsub-previous", MESSAGE_ID)
         ),
+        hops=parse_hops(headers),
     )
+
+
+def parse_hops(headers: Mapping[str, str]) -> int:
+    """Pubsub-Hops, 0 where it is missing. Raises `InvalidRequest`."""
+    text = headers.get("pubsub-hops")
+    if text is None:
+        return 0
+    if not _HOPS.fullmatch(text):
+        raise InvalidRequest(f"pubsub-hops is a number from 0 to {MAX_HOPS}")
+    return int(text)
 
 
 def content_type_or_default(value: str | None) -> str:

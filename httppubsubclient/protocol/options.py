@@ -5,6 +5,7 @@
 | `delivery`               | `"best_effort"` |                     | `"durable"`: kept and tried again until delivered |
 | `ordered`                | `false`         | yes                 | one at a time, in the order of acceptance         |
 | `retry_schedule_seconds` | absent          | yes                 | the waits before attempt 1, 2, ... (retry.py)     |
+| `format`                 | `"raw"`         |                     | what a delivery looks like (cloudevents.py)       |
 
 In JSON that we write, `delivery` is always there, the others only when they differ from the default.
 """
@@ -17,18 +18,32 @@ from typing import Any, Final, Literal, NamedTuple
 from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.retry import check_retry_schedule
 
-__all__ = ["DeliveryMode", "DeliveryOptions", "check_options", "options_from_json", "options_to_json"]
+__all__ = [
+    "DeliveryFormat",
+    "DeliveryMode",
+    "DeliveryOptions",
+    "check_options",
+    "options_from_json",
+    "options_to_json",
+]
 
 DeliveryMode = Literal["best_effort", "durable"]
+DeliveryFormat = Literal["raw", "cloudevents-binary", "cloudevents-structured"]
 _MODES: Final[dict[object, DeliveryMode]] = {"best_effort": "best_effort", "durable": "durable"}
+_FORMATS: Final[dict[object, DeliveryFormat]] = {
+    "raw": "raw",
+    "cloudevents-binary": "cloudevents-binary",
+    "cloudevents-structured": "cloudevents-structured",
+}
 
 
 class DeliveryOptions(NamedTuple):
-    """The three together, in the order in which `SubscribeRequest` and `Subscription` end with them."""
+    """All of them, in the order in which `SubscribeRequest` and `Subscription` have them."""
 
     delivery: DeliveryMode = "best_effort"
     ordered: bool = False
     retry_schedule_seconds: tuple[float, ...] | None = None
+    format: DeliveryFormat = "raw"
 
 
 def options_to_json(options: DeliveryOptions) -> dict[str, Any]:
@@ -38,6 +53,8 @@ def options_to_json(options: DeliveryOptions) -> dict[str, Any]:
         fields["ordered"] = True
     if options.retry_schedule_seconds is not None:
         fields["retry_schedule_seconds"] = list(options.retry_schedule_seconds)
+    if options.format != "raw":
+        fields["format"] = options.format
     return fields
 
 
@@ -52,7 +69,13 @@ def options_from_json(fields: Mapping[str, Any]) -> DeliveryOptions:
         raise InvalidRequest('\'delivery\' is "best_effort" or "durable"')
     if ordered is not None and not isinstance(ordered, bool):
         raise InvalidRequest("'ordered' is true or false")
-    options = DeliveryOptions(mode, ordered or False, None if schedule is None else check_retry_schedule(schedule))
+    shape = fields.get("format")
+    form = "raw" if shape is None else _FORMATS.get(shape) if isinstance(shape, str) else None
+    if form is None:
+        raise InvalidRequest(f"'format' is one of {', '.join(map(str, _FORMATS))}")
+    options = DeliveryOptions(
+        mode, ordered or False, None if schedule is None else check_retry_schedule(schedule), form
+    )
     check_options(options)
     return options
 

@@ -6,19 +6,20 @@ chooses the backend by the URL's scheme and imports its driver only then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
-from httppubsubclient.protocol.patterns import PatternKind
+from httppubsubclient.protocol.options import DeliveryFormat
+from httppubsubclient.protocol.patterns import Pattern, PatternKind
 
 if TYPE_CHECKING:
     from httppubsubserver.stores.durable import DurableStore
 
-__all__ = ["Changes", "Listed", "Page", "Remembered", "Store", "open_store"]
+__all__ = ["Changes", "Listed", "Page", "Remembered", "Sealed", "SecretsChange", "Store", "open_store"]
 
 
 class Listed(NamedTuple):
@@ -32,6 +33,23 @@ class Listed(NamedTuple):
     """`Pattern.value`."""
     expires_at: int
     durable: bool
+    format: DeliveryFormat = "raw"
+    sealed: bytes | None = None
+    """Its own secrets, encrypted."""
+
+
+class Sealed(NamedTuple):
+    """The secrets of a subscription as the store keeps them."""
+
+    blob: bytes
+    """Encrypted; the store does not look into it."""
+    signature: Literal["v1", "v1a"]
+    public_key: str | None
+
+
+SecretsChange = Callable[[str, bytes | None], Sealed]
+"""Gives the new secrets for a subscription's id and its present ones. Called within a transaction: quick, without I/O.
+What it raises undoes the transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,11 @@ class Store(Protocol):
     Every method raises `Unavailable` while the database cannot do its work; then nothing has happened, and the store
     works again when the database does. A caller may be cancelled at any moment: the change it asked for has then
     happened as a whole or not at all.
+
+    Subscriptions have owners. With `owner=None` everything is there; with one, what is somebody else's is not: it is
+    not shown, not counted and not removed, and asking for the same (url, pattern) raises `Forbidden`. What has no owner
+    is everybody's, and the first owner who renews it has it from then on. `max_subscriptions` is how many one owner may
+    have; more raise `QuotaExceeded`, and nothing has happened.
     """
 
     async def version(self) -> int:
@@ -91,27 +114,52 @@ class Store(Protocol):
         """
         ...
 
-    async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
+    async def subscribe(
+        self,
+        request: SubscribeRequest,
+        *,
+        now: int,
+        owner: str | None = None,
+        max_subscriptions: int | None = None,
+        secrets: SecretsChange | None = None,
+    ) -> tuple[Subscription, bool]:
         """Add, or renew the same (url, pattern), which keeps its id and has these options from now on. True when new.
 
-        One that has expired is gone: it is recorded as removed, and a new one takes its place.
+        One that has expired is gone: it is recorded as removed, and a new one takes its place. Without `secrets` one
+        keeps those it has.
         """
         ...
 
-    async def unsubscribe(self, subscription_id: str, *, now: int, expires_at: int | None = None) -> bool:
+    async def unsubscribe(
+        self, subscription_id: str, *, now: int, expires_at: int | None = None, owner: str | None = None
+    ) -> bool:
         """Remove; False when unknown or expired, or when `expires_at` is given and it has been renewed since."""
         ...
 
-    async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
+    async def subscription(self, subscription_id: str, *, now: int, owner: str | None = None) -> Subscription | None:
         """One subscription; None when unknown or expired."""
         ...
 
-    async def subscriptions(self, *, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
+    async def subscribed(self, url: str, patterns: Sequence[Pattern], *, now: int) -> tuple[Subscription | None, ...]:
+        """Who has these (url, pattern) at present, whoever owns them; None for those that nobody has."""
+        ...
+
+    async def subscriptions(
+        self, *, url: str | None, cursor: str | None, limit: int, now: int, owner: str | None = None
+    ) -> Page:
         """A page of all, or of one URL's, unexpired subscriptions. `limit` >= 1."""
         ...
 
     async def replace(
-        self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None, now: int
+        self,
+        url: str,
+        requests: Sequence[SubscribeRequest],
+        *,
+        if_match: str | None,
+        now: int,
+        owner: str | None = None,
+        max_subscriptions: int | None = None,
+        secrets: Mapping[Pattern, SecretsChange] | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of `url` in one transaction; what stays keeps its id and is renewed.
 
@@ -121,7 +169,7 @@ class Store(Protocol):
         """
         ...
 
-    async def etag(self, url: str, *, now: int) -> str:
+    async def etag(self, url: str, *, now: int, owner: str | None = None) -> str:
         """The strong ETag of a URL's set, with its quotes: it changes with anything GET would show of the set."""
         ...
 

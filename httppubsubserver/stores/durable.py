@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol
 
 from httppubsubclient.protocol.messages import Notification
+from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubserver.stores import Store
 
 __all__ = [
@@ -85,6 +86,8 @@ class Publication(NamedTuple):
     """A scheduled message: its deliveries are due then."""
     expires_at: int | None = None
     """From then on it is not sent any more: what is pending of it is dead, with the reason `expired`."""
+    owner: str | None = None
+    """Of the key that published it."""
 
 
 class Terms(NamedTuple):
@@ -116,6 +119,8 @@ class StoredMessage(NamedTuple):
     """None when it is large (read it with `read_chunk`), was not asked for, or is no longer kept."""
     body_kept: bool
     """False when retention has taken the body."""
+    owner: str | None = None
+    """Of the key that published it; None: published without one."""
 
 
 class Held(NamedTuple):
@@ -147,6 +152,9 @@ class Claimed(NamedTuple):
     subscribed_until: int
     """`Subscription.expires_at`, for `Settlement.subscribed_until`."""
     leased_until: int
+    format: DeliveryFormat = "raw"
+    sealed: bytes | None = None
+    """`Subscription.sealed`."""
 
 
 class Claims(NamedTuple):
@@ -239,6 +247,8 @@ class Selection(NamedTuple):
     accepted_from: int | None = None
     accepted_until: int | None = None
     """Not included."""
+    owner: str | None = None
+    """Only those of subscriptions that this owner has, or nobody; not of those that are gone. None: all."""
 
 
 class DeliveryPage(NamedTuple):

@@ -15,20 +15,22 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from typing import Any, Final, TypeVar
 
 from httppubsubclient.protocol.errors import ConfigurationError, Unavailable
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
+from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.replay_file import Locked, ReplayFile
 from httppubsubserver.migrations import find_migrations
-from httppubsubserver.stores import Changes, Page, Remembered
+from httppubsubserver.stores import Changes, Page, Remembered, SecretsChange
 from httppubsubserver.stores import sqlite_subscriptions as subscriptions
 from httppubsubserver.stores.batches import Batches
 from httppubsubserver.stores.sqlite_changes import read_version
 from httppubsubserver.stores.sqlite_durable import SqliteDurable
 from httppubsubserver.stores.sqlite_file import MEMORY, SqliteFile, Work, open_sqlite_file, sqlite_path
+from httppubsubserver.stores.sqlite_subscriptions import Asking
 from httppubsubserver.stores.sqlite_version import VersionReader
 
 __all__ = ["SqliteStore", "open_sqlite"]
@@ -176,37 +178,63 @@ class SqliteStore(SqliteDurable):
         """See `Store.changes_since`."""
         return await self._reader.run(lambda db: subscriptions.changes_since(db, version, cursor, self._rows_per_piece))
 
-    async def subscribe(self, request: SubscribeRequest, *, now: int) -> tuple[Subscription, bool]:
+    async def subscribe(
+        self,
+        request: SubscribeRequest,
+        *,
+        now: int,
+        owner: str | None = None,
+        max_subscriptions: int | None = None,
+        secrets: SecretsChange | None = None,
+    ) -> tuple[Subscription, bool]:
         """See `Store.subscribe`."""
-        return await self._change(lambda db: subscriptions.subscribe(db, request, now, self._changes_kept))
+        asking = Asking(owner, max_subscriptions, self._changes_kept)
+        return await self._change(lambda db: subscriptions.subscribe(db, request, secrets, asking, now))
 
-    async def unsubscribe(self, subscription_id: str, *, now: int, expires_at: int | None = None) -> bool:
+    async def unsubscribe(
+        self, subscription_id: str, *, now: int, expires_at: int | None = None, owner: str | None = None
+    ) -> bool:
         """See `Store.unsubscribe`."""
         return await self._change(
-            lambda db: subscriptions.unsubscribe(db, subscription_id, now, expires_at, self._changes_kept)
+            lambda db: subscriptions.unsubscribe(db, subscription_id, owner, now, expires_at, self._changes_kept)
         )
 
-    async def subscription(self, subscription_id: str, *, now: int) -> Subscription | None:
+    async def subscription(self, subscription_id: str, *, now: int, owner: str | None = None) -> Subscription | None:
         """See `Store.subscription`."""
-        return await self._reader.run(lambda db: subscriptions.subscription_by_id(db, subscription_id, now))
+        return await self._reader.run(lambda db: subscriptions.subscription_by_id(db, subscription_id, owner, now))
 
-    async def subscriptions(self, *, url: str | None, cursor: str | None, limit: int, now: int) -> Page:
+    async def subscribed(self, url: str, patterns: Sequence[Pattern], *, now: int) -> tuple[Subscription | None, ...]:
+        """See `Store.subscribed`."""
+        return await self._reader.run(lambda db: subscriptions.subscribed(db, url, patterns, now))
+
+    async def subscriptions(
+        self, *, url: str | None, cursor: str | None, limit: int, now: int, owner: str | None = None
+    ) -> Page:
         """See `Store.subscriptions`."""
-        return await self._reader.run(lambda db: subscriptions.subscriptions_page(db, url, cursor, limit, now))
+        return await self._reader.run(lambda db: subscriptions.subscriptions_page(db, url, owner, cursor, limit, now))
 
     async def replace(
-        self, url: str, requests: Sequence[SubscribeRequest], *, if_match: str | None, now: int
+        self,
+        url: str,
+        requests: Sequence[SubscribeRequest],
+        *,
+        if_match: str | None,
+        now: int,
+        owner: str | None = None,
+        max_subscriptions: int | None = None,
+        secrets: Mapping[Pattern, SecretsChange] | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """See `Store.replace`."""
         if any(request.url != url for request in requests):
             raise ValueError("all of a URL's subscriptions have this URL")
+        asking = Asking(owner, max_subscriptions, self._changes_kept)
         return await self._change(
-            lambda db: subscriptions.replace(db, url, requests, if_match, now, self._changes_kept)
+            lambda db: subscriptions.replace(db, url, requests, secrets or {}, if_match, asking, now)
         )
 
-    async def etag(self, url: str, *, now: int) -> str:
+    async def etag(self, url: str, *, now: int, owner: str | None = None) -> str:
         """See `Store.etag`."""
-        return await self._reader.run(lambda db: subscriptions.etag(db, url, now))
+        return await self._reader.run(lambda db: subscriptions.etag(db, url, owner, now))
 
     # -- once -----------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ __all__ = ["Accepting", "accept_all", "read_chunk", "schedule_of", "write_chunk"
 _ROWS_AT_ONCE: Final = 5000
 
 _SUBSCRIBER: Final = (
-    "SELECT s.id, s.url, s.ordered, s.retry_schedule, s.last_sequence, s.last_message_id, s.expires_at, "
-    "e.number, e.url, e.ready_at, e.blocked_until "
+    "SELECT s.id, s.url, s.ordered, s.retry_schedule, s.last_sequence, s.last_message_id, s.expires_at, s.format, "
+    "s.sealed, e.number, e.url, e.ready_at, e.blocked_until "
     "FROM subscriptions s JOIN endpoints e ON e.number = s.endpoint WHERE s.id = ? AND s.delivery = 'durable'"
 )
 _HEAD: Final = (
@@ -31,7 +31,7 @@ _HEAD: Final = (
 )
 _INSERT_MESSAGE: Final = (
     "INSERT INTO messages (number, id, topic, content_type, sha256, size, traceparent, accepted_at, deliver_at, "
-    "expires_at, body_kept, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)"
+    "expires_at, body_kept, body, owner, hops) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?)"
 )
 _INSERT_DELIVERY: Final = (
     "INSERT INTO deliveries (message, subscription_id, endpoint, sequence, previous_message_id, ordered, state, "
@@ -74,17 +74,21 @@ class _Subscriber:
         "changed",
         "endpoint",
         "expires_at",
+        "format",
         "has_head",
         "id",
         "last_id",
         "ordered",
         "schedule",
+        "sealed",
         "sequence",
         "url",
     )
 
     def __init__(self, row: tuple[Any, ...], endpoint: _Endpoint, has_head: bool) -> None:
-        self.id, self.url, ordered, schedule, self.sequence, self.last_id, self.expires_at = row[:7]
+        self.id, self.url, ordered, schedule, self.sequence, self.last_id, self.expires_at, form, sealed = row[:9]
+        self.format = form
+        self.sealed = sealed
         self.ordered = bool(ordered)
         self.schedule = schedule_of(schedule)
         self.endpoint = endpoint
@@ -127,7 +131,7 @@ class _Batch:
     def accept(self, call: Accepting) -> Accepted:
         """Take one message into the batch."""
         publication, now, terms = call
-        notification, body, subscription_ids, deliver_at, expires_at = publication
+        notification, body, subscription_ids, deliver_at, expires_at, owner = publication
         message_id = notification.message_id
         repeated = self._accepted.get(message_id)
         if repeated is not None:
@@ -152,12 +156,14 @@ class _Batch:
                 deliver_at,
                 expires_at,
                 body,
+                owner,
+                notification.hops,
             )
         )
         due_at = now if deliver_at is None else max(deliver_at, now)
         if due_at > now or (expires_at is not None and expires_at <= now):
             terms = None
-        message = StoredMessage(notification, now, deliver_at, expires_at, body, True)
+        message = StoredMessage(notification, now, deliver_at, expires_at, body, True, owner)
         leased = self._owe(message, subscribers, due_at, now, terms)
         self._accepted[message_id] = len(subscribers)
         return Accepted(len(subscribers), False, leased)
@@ -200,6 +206,8 @@ class _Batch:
                         subscriber.schedule,
                         subscriber.expires_at,
                         terms.until,
+                        subscriber.format,
+                        subscriber.sealed,
                     )
                 )
             self._deliveries.append(
@@ -253,9 +261,9 @@ class _Batch:
         row = self._db.execute(_SUBSCRIBER, (subscription_id,)).fetchone()
         subscriber = None
         if row is not None:
-            endpoint = self._endpoints.get(row[7])
+            endpoint = self._endpoints.get(row[9])
             if endpoint is None:
-                endpoint = self._endpoints[row[7]] = _Endpoint(*row[7:])
+                endpoint = self._endpoints[row[9]] = _Endpoint(*row[9:])
             has_head = bool(row[2]) and self._db.execute(_HEAD, (subscription_id,)).fetchone() is not None
             subscriber = _Subscriber(row, endpoint, has_head)
         self._subscribers[subscription_id] = subscriber

@@ -38,7 +38,7 @@ READY: Final = "SELECT number, url FROM endpoints WHERE ready_at <= ? ORDER BY r
 
 TO_CLAIM: Final = (
     "SELECT d.message, d.subscription_id, d.sequence, d.previous_message_id, d.ordered, d.attempts, "
-    "d.attempts_before, d.reason, s.url, s.retry_schedule, s.expires_at "
+    "d.attempts_before, d.reason, s.url, s.retry_schedule, s.expires_at, s.format, s.sealed "
     "FROM deliveries d LEFT JOIN subscriptions s ON s.id = d.subscription_id AND s.expires_at > ? "
     "WHERE d.endpoint = ? AND d.state = 'pending' AND d.due_at <= ? "
     "ORDER BY d.due_at, d.message, d.subscription_id LIMIT ?"
@@ -69,7 +69,8 @@ _PROMOTE: Final = (
 _TURNS: Final = "SELECT ready_at, url FROM endpoints WHERE ready_at IS NOT NULL ORDER BY ready_at"
 
 MESSAGE: Final = (
-    "SELECT id, topic, content_type, sha256, size, traceparent, accepted_at, deliver_at, expires_at, body_kept, {body} "
+    "SELECT id, topic, content_type, sha256, size, traceparent, hops, accepted_at, deliver_at, expires_at, body_kept, "
+    "{body}, owner "
     "FROM messages WHERE number = ?"
 )
 _WITH_BODY: Final = MESSAGE.format(body="body")
@@ -130,7 +131,9 @@ class _Claiming:
 
     def _claimed(self, endpoint: int, row: tuple[Any, ...]) -> Claimed | None:
         """The delivery of a row; None when it is not to be sent any more, and is given up."""
-        number, subscription_id, sequence, previous_id, ordered, attempts, before, reason, url, schedule, until = row
+        number, subscription_id, sequence, previous_id, ordered, attempts, before, reason, url, schedule, until = row[
+            :11
+        ]
         if url is None:
             give_up(self._db, number, subscription_id, self._why_gone(subscription_id, reason), self._now)
         elif (message := self._message(number)).expires_at is not None and message.expires_at <= self._now:
@@ -138,9 +141,8 @@ class _Claiming:
         else:
             held = Held(number, subscription_id, self._terms.holder, attempts + 1, endpoint, bool(ordered))
             attempt = attempts + 1 - before
-            return Claimed(
-                held, message, url, sequence, previous_id, attempt, schedule_of(schedule), until, self._terms.until
-            )
+            retries, leased_until = schedule_of(schedule), self._terms.until
+            return Claimed(held, message, url, sequence, previous_id, attempt, retries, until, leased_until, *row[11:])
         if ordered:
             advance(self._db, subscription_id, endpoint, self._now)
         return None
@@ -165,8 +167,8 @@ class _Claiming:
 
 def stored_message(row: tuple[Any, ...]) -> StoredMessage:
     """A row of `MESSAGE`."""
-    accepted_at, deliver_at, expires_at, body_kept, body = row[6:]
-    return StoredMessage(Notification(*row[:6]), accepted_at, deliver_at, expires_at, body, bool(body_kept))
+    accepted_at, deliver_at, expires_at, body_kept, body, owner = row[7:]
+    return StoredMessage(Notification(*row[:7]), accepted_at, deliver_at, expires_at, body, bool(body_kept), owner)
 
 
 def next_due(db: sqlite3.Connection, limits: Mapping[str, int], per_endpoint: int) -> int | None:

@@ -38,7 +38,8 @@ _ROWS_LOOKED_AT: Final = 2000
 _SELECT: Final = (
     "SELECT d.message, d.subscription_id, d.endpoint, d.ordered, m.id, m.topic, m.accepted_at, m.expires_at, "
     "m.body_kept, e.url, d.state, d.reason, d.sequence, d.previous_message_id, d.due_at, d.leased_by, d.attempts, "
-    "d.attempts_before, d.updated_at, d.status FROM deliveries d"
+    "d.attempts_before, d.updated_at, d.status, "
+    "(SELECT coalesce(s.owner, '') FROM subscriptions s WHERE s.id = d.subscription_id) FROM deliveries d"
 )
 _WITH: Final = "CROSS JOIN messages m ON m.number = d.message CROSS JOIN endpoints e ON e.number = d.endpoint"
 _BY_TIME: Final = "SELECT accepted_at, number FROM messages"
@@ -77,6 +78,8 @@ class Row(NamedTuple):
     attempts_before: int
     updated_at: int
     status: int | None
+    owner: str | None
+    """Of the subscription: empty for one that is everybody's, None when it is gone."""
 
 
 @contextmanager
@@ -113,6 +116,7 @@ def selected(selection: Selection, row: Row) -> bool:
         and (selection.state is None or row.state == selection.state)
         and (selection.accepted_from is None or row.accepted_at >= selection.accepted_from)
         and (selection.accepted_until is None or row.accepted_at < selection.accepted_until)
+        and (selection.owner is None or row.owner in ("", selection.owner))
     )
 
 

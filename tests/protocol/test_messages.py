@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from httppubsubclient.protocol.errors import InvalidRequest, PubSubError
 from httppubsubclient.protocol.messages import (
     DEFAULT_CONTENT_TYPE,
+    PERMANENT_UNTIL,
     Delivery,
     Notification,
     NotifyResult,
@@ -21,6 +23,7 @@ from httppubsubclient.protocol.messages import (
     delivery_headers,
     format_time,
     parse_delivery,
+    parse_hops,
     parse_time,
     parse_traceparent,
 )
@@ -64,7 +67,7 @@ def test_a_delivery_survives_the_way_through_its_headers(
     headers = delivery_headers(notification, subscription_id, attempt=attempt, timestamp=timestamp, fragment=fragment)
     assert all(name == name.lower() and value.isascii() and value.isprintable() for name, value in headers.items())
     assert parse_delivery(headers) == Delivery(
-        message_id, timestamp, topic, subscription_id, attempt, content_type, fragment, traceparent
+        message_id, timestamp, topic, subscription_id, attempt, content_type, fragment, traceparent, hops=1
     )
 
 
@@ -153,7 +156,7 @@ SUBSCRIPTION: dict[str, Any] = {
 }
 
 
-@given(IDS, st.text(max_size=20), PATTERNS, st.integers(0, 10**9), MOMENTS, MOMENTS)
+@given(IDS, st.text(max_size=20), PATTERNS, st.integers(1, 10**9), MOMENTS, MOMENTS)
 def test_a_subscription_survives_the_way_through_json(
     subscription_id: str, url: str, pattern: Pattern, lease_seconds: int, created_at: int, expires_at: int
 ) -> None:
@@ -161,6 +164,40 @@ def test_a_subscription_survives_the_way_through_json(
     fields = json.loads(json.dumps(subscription.to_json()))
     assert fields["delivery"] == "best_effort"
     assert Subscription.from_json({**fields, "later": 1}) == subscription
+
+
+def test_a_permanent_subscription_has_neither_a_lease_nor_an_end_in_json() -> None:
+    subscription = Subscription(
+        "sub_1",
+        "http://a.test/",
+        Pattern.exact(b"t"),
+        0,
+        1,
+        PERMANENT_UNTIL,
+        format="cloudevents-binary",
+        signature="v1a",
+        public_key="whpk_x",
+        owner="partner",
+        sealed=b"secret",
+    )
+    fields = json.loads(json.dumps(subscription.to_json()))
+    assert (fields["permanent"], fields["lease_seconds"], fields["expires_at"]) == (True, None, None)
+    assert (fields["format"], fields["signature"], fields["public_key"]) == ("cloudevents-binary", "v1a", "whpk_x")
+    # Whose it is and its secrets stay with the broadcaster.
+    assert Subscription.from_json(fields) == replace(subscription, owner=None, sealed=None)
+    assert "partner" not in json.dumps(fields)
+    assert "secret" not in json.dumps(fields) + repr(subscription)
+
+
+@pytest.mark.parametrize(("text", "hops"), [(None, 0), ("0", 0), ("7", 7), ("999", 999)])
+def test_hops_are_counted(text: str | None, hops: int) -> None:
+    assert parse_hops({} if text is None else {"pubsub-hops": text}) == hops
+
+
+@pytest.mark.parametrize("text", ["", "-1", "+1", "1.0", "1000", "\u0661", " 1", "1, 1", "nan"])
+def test_what_is_no_number_of_hops_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="pubsub-hops"):
+        parse_hops({"pubsub-hops": text})
 
 
 @pytest.mark.parametrize("name", SUBSCRIPTION)

@@ -160,7 +160,7 @@ class Bench:
             notification = Notification(message_id, topic, "text/plain", body.sha256, body.size, None)
             targets = await self.targets(topic)
             executor = executor or self.executors[0]
-            return await accept(self.store, executor, notification, body, targets, moments, now=self.clock.read)
+            return await accept(self.store, executor, notification, body, targets, moments, None, now=self.clock.read)
 
     def pass_by(self, seconds: float) -> None:
         """Let the clock go on; whoever waits for a moment looks again."""

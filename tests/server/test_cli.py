@@ -179,7 +179,8 @@ def test_every_setting_is_a_flag(ran: Ran, tmp_path: Path, capsys: pytest.Captur
     )
     arguments = ["serve"]
     for name, value in example:
-        arguments += [f"--{name.replace('_', '-')}", str(value)]
+        text = ",".join(value) if isinstance(value, tuple) else "" if value is None else str(value)
+        arguments += [f"--{name.replace('_', '-')}", text]
     assert main(arguments) == 0
     assert ran.config == example
     with pytest.raises(SystemExit):

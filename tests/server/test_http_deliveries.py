@@ -268,7 +268,7 @@ class TestMessages:
     async def test_a_scheduled_message_is_called_off(
         self, api: httpx.AsyncClient, site: Site, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO, "httppubsub.server.operations")
+        caplog.set_level(logging.INFO, "httppubsub.audit")
         ids = [await durable(site.store, f"http://{n}.example/") for n in range(2)]
         await site.store.accept(publication("m", ids, deliver_at=NOW + 3600 * SECOND), now=NOW)
         await accept_all(site.store, ["now"], ids)
@@ -280,7 +280,7 @@ class TestMessages:
         assert_problem(await api.delete("/v1/messages/unknown"), 404, "not_found")
         states = [each["state"] for each in (await get(api, "/v1/messages/m"))["deliveries"]]
         assert states == ["cancelled", "cancelled"]
-        assert "somebody called off m: 2 deliveries cancelled" in caplog.text
+        assert '"action": "called_off", "by": "somebody", "message": "m", "deliveries": 2' in caplog.text
         assert site.woken
 
 
@@ -288,7 +288,7 @@ class TestReplaying:
     async def test_what_is_dead_is_sent_again(
         self, api: httpx.AsyncClient, site: Site, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO, "httppubsub.server.operations")
+        caplog.set_level(logging.INFO, "httppubsub.audit")
         subscription_id = await durable(site.store)
         await accept_all(site.store, ["m1", "m2"], [subscription_id])
         await settle(site.store, *[dead(each) for each in await claim(site.store)])
@@ -315,7 +315,10 @@ class TestReplaying:
         assert await get(api, progress) == begun | {"replayed": 1, "finished_at": "2027-01-15T08:00:01.000000Z"}
         states = [each["state"] for each in (await get(api, "/v1/deliveries"))["deliveries"]]
         assert states == ["dead", "pending"]
-        assert f"somebody asked for replay {number} of dead deliveries, message_id=m1" in caplog.text
+        assert (
+            f'"action": "replayed", "by": "somebody", "replay": {number}, "selection": {{"message_id": "m1"'
+            in caplog.text
+        )
 
     async def test_it_is_selected_like_a_list(self, api: httpx.AsyncClient, store: DurableStore) -> None:
         subscription_id = await durable(store)

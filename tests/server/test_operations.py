@@ -38,7 +38,7 @@ async def states(api: httpx.AsyncClient) -> list[str]:
 async def test_what_is_dead_shows_what_was_answered_and_is_sent_again(
     api: httpx.AsyncClient, broadcaster: Broadcaster, outbound: ScriptedOutbound, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "httppubsub.server.operations")
+    caplog.set_level(logging.INFO, "httppubsub.audit")
     subscription_id = await subscribed(api)
     outbound.replies(CALLBACK, BROKEN, 204)
     message_id = (await notified(api))["message_id"]
@@ -54,7 +54,7 @@ async def test_what_is_dead_shows_what_was_answered_and_is_sent_again(
     assert {post.headers["webhook-id"] for post in outbound.posts} == {message_id}
     progress = (await api.get(f"/v1/deliveries/replays/{answer.json()['replay']}")).json()
     assert (progress["replayed"], progress["skipped"]) == (1, 0)
-    assert "asked for replay" in caplog.text
+    assert '"action": "replayed"' in caplog.text
 
 
 async def test_what_could_not_be_sent_says_why(

@@ -84,7 +84,7 @@ class TestAccepting:
         assert accepted == Accepted(1, False, ())
         [claimed] = await claim(store)
         assert claimed.message == StoredMessage(told, NOW, None, NOW + 9, b"data", True)
-        assert claimed[2:] == (A, 1, None, 1, (0, 7), subscription.expires_at, NOW + LEASE)
+        assert claimed[2:] == (A, 1, None, 1, (0.0, 7.0), subscription.expires_at, NOW + LEASE, "raw", None)
         assert claimed.held.subscription_id == subscription.id
 
     async def test_a_message_for_nobody_durable_writes_nothing(self, store: DurableStore) -> None:

@@ -1,0 +1,43 @@
+"""Who changed what: one line of JSON for each, in the log `httppubsub.audit`, and never a secret in it.
+
+    {"action": "subscribed", "by": "partner", "subscription": "sub_...", "url": "https://partner.example/hook", ...}
+
+| action                   | members beside `by`                                                          |
+|--------------------------|------------------------------------------------------------------------------|
+| `subscribed`             | `subscription`, `url`, `pattern`, `delivery`, `expires`                      |
+| `secret_changed`         | the same: it got a secret of its own, or another one                         |
+| `unsubscribed`           | `subscription`                                                               |
+| `subscriptions_replaced` | `url`, `count`, `subscriptions` (the first of their ids)                     |
+| `replayed`               | `replay` (its number), `selection`                                           |
+| `called_off`             | `message`, `deliveries` (how many)                                           |
+| `keys_loaded`            | `direction`, `keys` (their ids): when a broadcaster starts                   |
+
+`by` is the owner of the key that asked, `operator` for a command on the broadcaster's machine, null where no proof is
+asked for. When, the line of the log says; its level is INFO.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+
+from httppubsubclient.protocol.callback_urls import split_callback_url
+from httppubsubclient.protocol.errors import InvalidUrl
+
+__all__ = ["audit", "shown_url"]
+
+_LOG = logging.getLogger("httppubsub.audit")
+
+
+def audit(action: str, *, by: str | None, **members: object) -> None:
+    """Write one line. The members are values of JSON; it is pure ASCII, so that nothing in it forges another line."""
+    if _LOG.isEnabledFor(logging.INFO):
+        _LOG.info("%s", json.dumps({"action": action, "by": by, **members}))
+
+
+def shown_url(url: str) -> str:
+    """The origin of a callback URL: what comes behind it may be a secret of the subscriber's."""
+    try:
+        return split_callback_url(url).origin
+    except InvalidUrl:
+        return ""

@@ -43,6 +43,8 @@ SERVER_ROWS = [
     },
     {"audit", "directory", "auth", "idempotency", "delivery"},
     {"delivery.answers", "delivery.tls_sessions", "delivery.httpx_requests"},
+    {"delivery.resolving"},
+    {"delivery.egress"},
     {"delivery.connection", "delivery.connections", "delivery.dialing", "delivery.sending"},
     {"delivery.whole_answers"},
     {"delivery.outbound", "delivery.httpx_transport"},

@@ -119,8 +119,10 @@ class Connection(asyncio.Protocol):
         "_reader",
         "_transport",
         "_used",
+        "address",
         "exchange",
         "origin",
+        "port",
         "sending",
         "until",
     )
@@ -128,6 +130,9 @@ class Connection(asyncio.Protocol):
     def __init__(self, connections: Connections, exchange: Exchange, reader: AnswerReader) -> None:
         self._connections = connections
         self.origin = exchange.callback.origin
+        self.address: str | None = None
+        """Where it goes; None while that is not known yet."""
+        self.port = exchange.callback.port
         self.exchange: Exchange | None = exchange
         exchange.connection = self
         self.until = math.inf
@@ -156,12 +161,15 @@ class Connection(asyncio.Protocol):
 
     async def _dial(self, callback: CallbackUrl) -> None:
         try:
-            await dial(callback, self, self._connections.tls)
+            await dial(callback, self, self._connections.tls, self._connections.egress, self._dialled_at)
         except AttemptFailed as failure:
             self.fail(failure)
         except Exception:
             _LOG.exception("connecting to %s failed in an unexpected way", self.origin)
             self.fail(AttemptFailed("connect_error", again=False))
+
+    def _dialled_at(self, address: str) -> None:
+        self.address = address
 
     def _dialled(self, dialling: asyncio.Task[None]) -> None:
         self._dialling = None

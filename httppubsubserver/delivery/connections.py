@@ -14,6 +14,7 @@ from typing import Final
 from httppubsubclient.protocol.errors import PubSubError
 from httppubsubserver.delivery.answers import AnswerReader, AttemptFailed
 from httppubsubserver.delivery.connection import Connection, Exchange
+from httppubsubserver.delivery.egress import Egress, blocked
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 
 __all__ = ["IDLE_SECONDS", "MAX_IDLE", "Connections"]
@@ -34,13 +35,29 @@ _CLOSING_SECONDS: Final = 5.0
 
 
 class Connections:
-    """All connections of one process. `idle_per_origin`: how many of one origin are kept when nothing uses them."""
+    """All connections of one process. `idle_per_origin`: how many of one origin are kept when nothing uses them.
 
-    def __init__(self, *, idle_per_origin: int, max_answer_bytes: int, tls: TlsSessions, step_seconds: float) -> None:
+    `egress`: by default one that allows everything.
+    """
+
+    def __init__(
+        self,
+        *,
+        idle_per_origin: int,
+        max_answer_bytes: int,
+        tls: TlsSessions,
+        step_seconds: float,
+        egress: Egress | None = None,
+    ) -> None:
         self.max_answer_bytes = max_answer_bytes
         self.step_seconds = step_seconds
         self.idle_seconds = IDLE_SECONDS
         self.tls = tls
+        self.egress = Egress() if egress is None else egress
+        self._own_egress = egress is None
+        self._forget_egress = self.egress.on_change(self._review)
+        self._unwelcome: set[Connection] = set()
+        """Not to be used again: to where they are, none would be made now."""
         self.loop = asyncio.get_running_loop()
         self.now = self.loop.time()
         """The time of the last sweep: good enough for what lasts seconds."""
@@ -98,7 +115,8 @@ class Connections:
         idle = self._idle.get(connection.origin)
         if idle is None:
             idle = self._idle[connection.origin] = []
-        if self._closed or len(idle) >= self._idle_per_origin or self._idle_count >= MAX_IDLE:
+        full = len(idle) >= self._idle_per_origin or self._idle_count >= MAX_IDLE
+        if full or self._closed or (self._unwelcome and connection in self._unwelcome):
             connection.close()
             return
         self._idle_count += 1
@@ -118,6 +136,7 @@ class Connections:
     def forget(self, connection: Connection) -> None:
         """It is gone."""
         self._all.discard(connection)
+        self._unwelcome.discard(connection)
         if not self._all:
             self._empty.set()
 
@@ -131,6 +150,9 @@ class Connections:
     async def aclose(self) -> None:
         """Close everything; what is still under way has failed."""
         self._closed = True
+        self._forget_egress()
+        if self._own_egress:
+            self.egress.close()
         for connection in list(self._all):
             connection.fail(AttemptFailed("closed", again=False))
         if self._sweeper is not None:
@@ -145,6 +167,16 @@ class Connections:
                     await self._empty.wait()
         except TimeoutError:
             _LOG.error("%d connections could not be closed", len(self._all))
+
+    def _review(self) -> None:
+        """The policy has changed. What is not connected yet, and to nowhere, asks it by itself."""
+        for connection in list(self._all):
+            if connection.address is None or self.egress.allows(connection.address, connection.port):
+                self._unwelcome.discard(connection)
+            elif connection.exchange is not None and connection.connected:
+                self._unwelcome.add(connection)
+            else:
+                connection.fail(blocked())
 
     def _sweep(self) -> None:
         """End what has lasted too long. Runs while there are connections."""

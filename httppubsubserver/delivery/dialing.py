@@ -1,15 +1,19 @@
-"""How a connection to an origin is made: addresses, TCP, TLS. No proxy and nothing of the environment takes part."""
+"""How a connection to an origin is made: addresses that may be dialled, TCP, TLS.
+
+Nothing of the environment takes part.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final
 
 from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubserver.delivery.answers import AttemptFailed
+from httppubsubserver.delivery.egress import Egress, blocked
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 
 __all__ = ["dial", "reason_of"]
@@ -26,10 +30,24 @@ _HANDSHAKE_SECONDS: Final = 86_400.0
 _CLOSE_NOTIFY_SECONDS: Final = 1.0
 
 
-async def dial(callback: CallbackUrl, protocol: asyncio.Protocol, tls: TlsSessions) -> None:
-    """Connect `protocol` to the callback's host. Raises `AttemptFailed`; has no deadline of its own."""
+async def dial(
+    callback: CallbackUrl,
+    protocol: asyncio.Protocol,
+    tls: TlsSessions,
+    egress: Egress,
+    dialled: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Connect `protocol` to the callback's host, at an address that `egress` allows; `dialled` is told which.
+
+    Raises `AttemptFailed`; has no deadline of its own.
+    """
     try:
-        connected = await _connected(callback.host, callback.port)
+        connected, address = await _connected(callback.host, callback.port, egress)
+        if not egress.allows(address, callback.port):
+            # Not any more: the policy has changed meanwhile.
+            connected.close()
+            raise blocked()
+        dialled(address)
         loop = asyncio.get_running_loop()
         # From here on the transport owns the socket and closes it, whatever happens.
         if callback.scheme == "http":
@@ -58,37 +76,23 @@ def reason_of(error: BaseException | None, *, otherwise: str) -> str:
     return "tls_error" if isinstance(error, ssl.SSLError) and not isinstance(error, ended) else otherwise
 
 
-async def _connected(host: str, port: int) -> socket.socket:
-    """A socket that is connected to one of the host's addresses. Raises `OSError`."""
-    addresses = (await _addresses(host, port))[:_MAX_ADDRESSES]
-    for family, address in addresses[:-1]:
+async def _connected(host: str, port: int, egress: Egress) -> tuple[socket.socket, str]:
+    """A socket that is connected to one of the host's addresses, and which. Raises `OSError`, `AttemptFailed`."""
+    addresses = (await egress.addresses(host, port))[:_MAX_ADDRESSES]
+    for address in addresses[:-1]:
         try:
             async with asyncio.timeout(_NEXT_ADDRESS_SECONDS):
-                return await _connected_to(family, address, port)
+                return await _connected_to(address, port), address
         except OSError:  # TimeoutError is one
             continue
-    family, address = addresses[-1]
-    return await _connected_to(family, address, port)
+    return await _connected_to(addresses[-1], port), addresses[-1]
 
 
-async def _addresses(host: str, port: int) -> list[tuple[int, str]]:
-    """At least one (family, address). Raises `OSError`."""
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError:
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        addresses = list(dict.fromkeys((int(family), str(where[0])) for family, _, _, _, where in found))
-        if not addresses:
-            raise OSError("the name has no address") from None
-        return addresses
-    return [(socket.AF_INET6 if version == 6 else socket.AF_INET, host)]
-
-
-async def _connected_to(family: int, address: str, port: int) -> socket.socket:
-    unconnected = socket.socket(family, socket.SOCK_STREAM)
+async def _connected_to(address: str, port: int) -> socket.socket:
+    unconnected = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         unconnected.setblocking(False)
+        # An address, never a name: nothing is resolved here.
         await asyncio.get_running_loop().sock_connect(unconnected, (address, port))
     except BaseException:
         unconnected.close()

@@ -35,17 +35,22 @@ from httppubsubclient.protocol.errors import InvalidUrl
 from httppubsubserver.delivery.answers import AttemptFailed
 from httppubsubserver.delivery.connection import Connection, Exchange, Outcome, Step
 from httppubsubserver.delivery.connections import Connections
+from httppubsubserver.delivery.egress import BLOCKED, Egress
 from httppubsubserver.delivery.httpx_requests import StreamedBody, framed, request_head
 from httppubsubserver.delivery.sending import Sending, StreamSending
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 from httppubsubserver.delivery.whole_answers import AnswerTooLarge, WholeAnswer, WholeAnswerReader
 
-__all__ = ["FastTransport"]
+__all__ = ["BlockedAddress", "FastTransport"]
 
 _IDEMPOTENT: Final = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"))
 
 _MAX_ORIGINS: Final = 1000
 """How many origins are kept parsed."""
+
+
+class BlockedAddress(httpx.ConnectError):
+    """The policy does not allow what would have been dialled; says nothing about which address that was."""
 
 
 class FastTransport(httpx.AsyncBaseTransport):
@@ -59,12 +64,16 @@ class FastTransport(httpx.AsyncBaseTransport):
         idle_per_origin: int = 1000,
         idle_seconds: float = 2.0,
         max_answer_bytes: int = 64 * 1024 * 1024,
+        egress: Egress | None = None,
     ) -> None:
         """`tls`: whom to trust, and a certificate to show; by default the certificates of certifi. It is set to ask
         for http/1.1 (ALPN), so it should not be shared with a client that speaks HTTP/2.
 
         `max_requests` at once, further ones wait. `idle_seconds`: shorter than what servers commonly allow (uvicorn:
         5 s), so that this side closes first: a POST that meets a connection just being closed has failed.
+
+        `egress` says which addresses may be dialled, by default all; what it refuses raises `BlockedAddress`. Whoever
+        gives one closes it.
         """
         # Without SSL_CERT_FILE and SSL_CERT_DIR.
         self._tls = httpx.create_ssl_context(trust_env=False) if tls is None else tls
@@ -73,6 +82,7 @@ class FastTransport(httpx.AsyncBaseTransport):
         self._idle_per_origin = idle_per_origin
         self._idle_seconds = idle_seconds
         self._max_answer_bytes = max_answer_bytes
+        self._egress = egress
         self._origins: dict[tuple[str, bytes, int | None], CallbackUrl] = {}
         self._calls: _Calls | None = None
         self._closed = False
@@ -120,6 +130,7 @@ class FastTransport(httpx.AsyncBaseTransport):
                 idle_seconds=self._idle_seconds,
                 max_answer_bytes=self._max_answer_bytes,
                 tls=TlsSessions(self._tls),
+                egress=self._egress,
             )
         elif self._calls.loop is not asyncio.get_running_loop():
             raise RuntimeError("this transport was used in another event loop before: make one for each")
@@ -200,9 +211,21 @@ class _Call(Exchange):
 class _Calls(Connections):
     """Connections whose answers are kept."""
 
-    def __init__(self, *, idle_per_origin: int, idle_seconds: float, max_answer_bytes: int, tls: TlsSessions) -> None:
+    def __init__(
+        self,
+        *,
+        idle_per_origin: int,
+        idle_seconds: float,
+        max_answer_bytes: int,
+        tls: TlsSessions,
+        egress: Egress | None,
+    ) -> None:
         super().__init__(
-            idle_per_origin=idle_per_origin, max_answer_bytes=max_answer_bytes, tls=tls, step_seconds=math.inf
+            idle_per_origin=idle_per_origin,
+            max_answer_bytes=max_answer_bytes,
+            tls=tls,
+            step_seconds=math.inf,
+            egress=egress,
         )
         self.idle_seconds = idle_seconds
 
@@ -272,6 +295,8 @@ def _error(failure: AttemptFailed, *, connected: bool, sending: Sending | None) 
         )
     if isinstance(cause, AnswerTooLarge):
         return httpx.UnsupportedProtocol(f"{cause}: FastTransport(max_answer_bytes=...) sets the limit")
+    if failure.reason == BLOCKED:
+        return BlockedAddress("the policy does not allow the address of this host")
     if failure.reason == "bad_answer":
         return httpx.RemoteProtocolError(str(cause))
     words = "the transport was closed" if failure.reason == "closed" else str(cause or failure.reason)

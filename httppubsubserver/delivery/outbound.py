@@ -1,9 +1,9 @@
 """One POST to a subscriber, bounded in time and in what is read of the answer.
 
 `Outbound` is the seam: the dispatcher knows nothing below it. `HttpOutbound` is an HTTP/1.1 client for this one verb.
-It follows no redirects, keeps no cookies, asks no proxy, reads nothing of the environment, and costs a tenth of what a
-general client does: answers.py reads, dialing.py connects, connection.py sends, connections.py keeps what can be used
-again.
+It follows no redirects, keeps no cookies, reads nothing of the environment, and costs a tenth of what a general client
+does: answers.py reads, egress.py says which addresses may be dialled, dialing.py connects, connection.py sends,
+connections.py keeps what can be used again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import httpx
 
@@ -24,9 +24,19 @@ from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.connection import Exchange
 from httppubsubserver.delivery.connections import Connections
+from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 
-__all__ = ["Answer", "AttemptFailed", "HttpOutbound", "Outbound", "Post", "open_outbound"]
+__all__ = [
+    "Answer",
+    "AttemptFailed",
+    "ClientCertificate",
+    "HttpOutbound",
+    "Outbound",
+    "Post",
+    "open_outbound",
+    "tls_context",
+]
 
 _CONSTANT_HEADERS: Final = (
     f"user-agent: httppubsub/{__version__}\r\n"
@@ -107,20 +117,29 @@ class HttpOutbound:
 
 @asynccontextmanager
 async def open_outbound(
-    *, connections_per_origin: int, max_answer_bytes: int, ca_file: Path | None, step_seconds: float = math.inf
+    *,
+    connections_per_origin: int,
+    max_answer_bytes: int,
+    ca_file: Path | None,
+    step_seconds: float = math.inf,
+    egress: Egress | None = None,
+    certificate: ClientCertificate | None = None,
 ) -> AsyncIterator[HttpOutbound]:
     """An `HttpOutbound` whose connections are all closed at the end; at most so many idle ones are kept per origin.
 
     `step_seconds` end an attempt before its deadline when connecting takes longer, or when a receiver of a large body
-    takes nothing of it for so long, or does not answer for so long after its last byte.
+    takes nothing of it for so long, or does not answer for so long after its last byte. `egress` says which addresses
+    may be dialled, by default all; whoever gives one closes it. `certificate` is what a server that asks for one is
+    shown. Raises `ConfigurationError`.
     """
-    tls = _tls_context(ca_file)
+    tls = tls_context(ca_file, certificate)
     tls.set_alpn_protocols(["http/1.1"])
     connections = Connections(
         idle_per_origin=connections_per_origin,
         max_answer_bytes=max_answer_bytes,
         tls=TlsSessions(tls),
         step_seconds=step_seconds,
+        egress=egress,
     )
     try:
         yield HttpOutbound(connections)
@@ -128,11 +147,53 @@ async def open_outbound(
         await connections.aclose()
 
 
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+class ClientCertificate(NamedTuple):
+    """PEM files: a certificate with what is between it and its CA, and its private key, which may be in the same."""
+
+    certfile: Path
+    keyfile: Path | None = None
+
+
+def tls_context(ca_file: Path | None, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
+    """Whom to trust, and what to show. Raises `ConfigurationError`, which names the setting."""
     if ca_file is None:
         # The certificates of certifi, without SSL_CERT_FILE and SSL_CERT_DIR.
-        return httpx.create_ssl_context(trust_env=False)
+        context = httpx.create_ssl_context(trust_env=False)
+    else:
+        try:
+            context = ssl.create_default_context(cafile=ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"callback_ca_file {ca_file}: not readable as PEM certificates ({error})"
+            ) from None
+    if certificate is not None:
+        _load(context, certificate)
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
+    def no_password() -> str:
+        # Without this OpenSSL asks for it at the terminal, and waits.
+        raise _HasPasswordError
+
+    certfile, keyfile = certificate
+    shown = f"callback_client_certfile {certfile}"
+    if keyfile is not None:
+        shown += f", callback_client_keyfile {keyfile}"
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        context.load_cert_chain(certfile, keyfile, no_password)
+    except _HasPasswordError:
+        raise ConfigurationError(f"{shown}: the private key has a password; give one without, at mode 0600") from None
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"callback_ca_file {ca_file}: not readable as PEM certificates ({error})") from None
+        raise ConfigurationError(
+            f"{shown}: should be a certificate and its private key in PEM ({_reason(error)})"
+        ) from None
+
+
+class _HasPasswordError(Exception):
+    """A private key that cannot be read without asking somebody."""
+
+
+def _reason(error: OSError) -> str:
+    reason = getattr(error, "reason", None) or error.strerror or str(error)
+    return {"KEY_VALUES_MISMATCH": "the key is that of another certificate"}.get(reason, reason)

@@ -21,7 +21,9 @@ from cryptography.x509.oid import NameOID
 
 from httppubsubclient.bodies import Body, spool
 from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
+from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post, open_outbound
+from httppubsubserver.delivery.resolving import Resolver
 
 LOOP_FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 with suppress(ImportError):
@@ -176,7 +178,13 @@ class Network:
         await peer.open(tls)
 
     async def client(
-        self, *, connections_per_origin: int = 10, trusting: bool = True, step_seconds: float = math.inf
+        self,
+        *,
+        connections_per_origin: int = 10,
+        trusting: bool = True,
+        step_seconds: float = math.inf,
+        resolver: Resolver | None = None,
+        egress: Egress | None = None,
     ) -> Client:
         """An outbound that trusts the authority, or the certificates that it trusts by itself."""
         opened = open_outbound(
@@ -184,6 +192,7 @@ class Network:
             max_answer_bytes=65_536,
             ca_file=self.authority.file if trusting else None,
             step_seconds=step_seconds,
+            egress=egress if resolver is None else Egress(resolver=resolver),
         )
         return Client(await self._stack.enter_async_context(opened))
 

@@ -16,6 +16,7 @@ from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery import dialing
 from httppubsubserver.delivery.outbound import Answer, open_outbound
+from httppubsubserver.delivery.resolving import Resolver
 from tests.server.peers import (
     LARGE,
     LOOP_FACTORIES,
@@ -55,45 +56,56 @@ async def test_a_name_is_resolved(network: Network) -> None:
     assert await client.post(peer.callback(host="localhost")) == Answer(200, None)
 
 
-async def test_the_next_address_of_a_name_is_tried(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
-        return [(socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.3"), (socket.AF_INET, "127.0.0.1")]
+def names(*addresses: str) -> Resolver:
+    """Every name has these."""
 
-    monkeypatch.setattr(dialing, "_addresses", addresses)
-    peer, client = await network.peer(accept), await network.client()
+    async def resolve(host: str, port: int) -> list[str]:
+        return list(addresses)
+
+    return resolve
+
+
+def fails(error: Exception) -> Resolver:
+    """No name can be resolved."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        raise error
+
+    return resolve
+
+
+async def test_the_next_address_of_a_name_is_tried(network: Network) -> None:
+    peer, client = (
+        await network.peer(accept),
+        await network.client(resolver=names("127.0.0.2", "127.0.0.3", "127.0.0.1")),
+    )
     assert await client.post(peer.callback(host="name.example")) == Answer(200, None)
 
 
 async def test_an_address_that_does_not_answer_is_passed_over(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
-        return [(socket.AF_INET, "127.0.0.2"), (socket.AF_INET, "127.0.0.1")]
-
-    monkeypatch.setattr(dialing, "_addresses", addresses)
     monkeypatch.setattr(dialing, "_NEXT_ADDRESS_SECONDS", 0.05)
-    peer, client = await network.peer(accept), await network.client()
+    peer, client = await network.peer(accept), await network.client(resolver=names("127.0.0.2", "127.0.0.1"))
     async with deaf_port("127.0.0.2", peer.port):
         assert await client.post(peer.callback(host="name.example")) == Answer(200, None)
 
 
-async def test_a_name_that_does_not_exist(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
-        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+async def test_a_name_that_does_not_exist(network: Network) -> None:
+    client = await network.client(resolver=fails(socket.gaierror(socket.EAI_NONAME, "unknown")))
+    failed(await client.post(parse_callback_url("http://name.example/")), "connect_error")
 
-    monkeypatch.setattr(dialing, "_addresses", addresses)
-    client = await network.client()
+
+@pytest.mark.parametrize("addresses", [(), tuple(f"127.0.{at // 256}.{at % 256}" for at in range(257))], ids=len)
+async def test_a_name_with_no_address_or_too_many(addresses: tuple[str, ...], network: Network) -> None:
+    client = await network.client(resolver=names(*addresses))
     failed(await client.post(parse_callback_url("http://name.example/")), "connect_error")
 
 
 async def test_an_unexpected_error_while_connecting_is_an_outcome_too(
-    network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def addresses(host: str, port: int) -> list[tuple[int, str]]:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(dialing, "_addresses", addresses)
-    client = await network.client()
+    client = await network.client(resolver=fails(ZeroDivisionError()))
     failed(await client.post(parse_callback_url("http://name.example/")), "connect_error", again=False)
     assert "ZeroDivisionError" in caplog.text
 

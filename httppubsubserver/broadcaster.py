@@ -49,10 +49,14 @@ from httppubsubclient.protocol.topics import check_topic
 from httppubsubserver.audit import audit, shown_url
 from httppubsubserver.auth import Authenticator
 from httppubsubserver.background import Background
+from httppubsubserver.callback_policy import CallbackPolicy
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.delivery.dispatcher import Dispatcher
+from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.executor import Executor
-from httppubsubserver.delivery.outbound import Outbound, open_outbound
+from httppubsubserver.delivery.outbound import Outbound, client_certificate, open_outbound
+from httppubsubserver.delivery.proxy import parse_proxy_url
+from httppubsubserver.delivery.resolving import Resolver
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
@@ -79,7 +83,8 @@ class Broadcaster:
     """Keeps subscriptions and delivers messages to them, while it is entered as an async context manager.
 
     Entering again while it is open is counted: the store is opened and closed once. `secrets` stand in for the file
-    that `config.secrets_file` names. `clock` gives Unix seconds, `uniform` random numbers in [0, 1).
+    that `config.secrets_file` names, `resolver` for the system's way to resolve the names of callbacks. `clock` gives
+    Unix seconds, `uniform` random numbers in [0, 1).
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Broadcaster:
         *,
         secrets: Secrets | None = None,
         outbound: Outbound | None = None,
+        resolver: Resolver | None = None,
         clock: Callable[[], float] = time.time,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -96,6 +102,12 @@ class Broadcaster:
         self._clock = clock
         self._uniform = uniform
         self._secrets = secrets or _secrets_of(config)
+        self.callbacks = CallbackPolicy(config, self._secrets.broadcasters)
+        """Which callbacks may be registered."""
+        self._proxy = None if config.egress_proxy is None else parse_proxy_url(config.egress_proxy)
+        self._resolver = resolver
+        self.egress: Egress
+        """The way out to them; there while this is open."""
         self._entered = 0
         self._entering = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -332,6 +344,8 @@ class Broadcaster:
     async def _start(self) -> None:
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(open_store(self.config.db))
+            self.egress = Egress(self.callbacks.addresses, resolver=self._resolver, proxy=self._proxy)
+            stack.callback(self.egress.close)
             outbound = self._given_outbound
             if outbound is None:
                 outbound = await stack.enter_async_context(
@@ -340,6 +354,8 @@ class Broadcaster:
                         max_answer_bytes=self.config.max_answer_bytes,
                         ca_file=self.config.callback_ca_file,
                         step_seconds=self.config.attempt_timeout_seconds,
+                        egress=self.egress,
+                        certificate=client_certificate(self.config),
                     )
                 )
             self._directory = Directory(store)

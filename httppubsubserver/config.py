@@ -121,12 +121,13 @@ class ServerConfig(BaseModel):
     )
     callback_hosts: tuple[str, ...] = Field(
         default=(),
-        description="Host names that may be called back although they are local: `localhost`, those of one label, "
-        "and those below `.localhost`, `.local` and `.internal`.",
+        description="Host names that may be called back although only an own network knows them: `localhost`, those "
+        "of one label, and those below `.local`, `.internal`, `.lan` and the like. Each as it is, without patterns.",
     )
     https_only: bool = Field(default=False, description="Refuse callbacks that are http.")
     egress_proxy: str | None = Field(
         default=None,
+        repr=False,
         description="http://[user:password@]host:port of an HTTP proxy that all callbacks go through, by CONNECT to an "
         "address that was checked before. Variables like HTTP_PROXY play no part.",
     )

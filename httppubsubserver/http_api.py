@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import (
+    CallbackRefused,
     Conflict,
     DigestMismatch,
     InvalidGlob,
@@ -132,7 +133,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
                 **LIST_HEADERS,
             },
             201: LIST_HEADERS,
-            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidUrl, InvalidTopic, InvalidGlob),
+            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidUrl, CallbackRefused, InvalidTopic, InvalidGlob),
         },
         openapi_extra=json_body(SubscribeFields) | SECURITY,
     )
@@ -143,7 +144,9 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         """
         incoming = await _authenticated(broadcaster, request)
         fields = await incoming.json(SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
-        wanted = _subscribe_request(broadcaster, parse_callback_url(fields.url).name, fields)
+        callback = parse_callback_url(fields.url)
+        broadcaster.callbacks.check(callback)
+        wanted = _subscribe_request(broadcaster, callback.name, fields)
         subscription, created = await broadcaster.subscribe(wanted, resume=fields.resume)
         etag = await broadcaster.etag(wanted.url)
         return JSONResponse(subscription.to_json(), 201 if created else 200, {"etag": etag})
@@ -209,7 +212,14 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
         responses={
             200: LIST_HEADERS,
             **problems(
-                *_ALWAYS, *_WITH_BODY, DigestMismatch, PreconditionFailed, InvalidUrl, InvalidTopic, InvalidGlob
+                *_ALWAYS,
+                *_WITH_BODY,
+                DigestMismatch,
+                PreconditionFailed,
+                InvalidUrl,
+                CallbackRefused,
+                InvalidTopic,
+                InvalidGlob,
             ),
         },
         openapi_extra=json_body(WholeSetFields) | PRECONDITION_OPENAPI | SECURITY,
@@ -221,8 +231,11 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
         """
         incoming = await _authenticated(broadcaster, request)
         incoming.query_value("url")  # raises when it is there twice
-        name = parse_callback_url(url).name
+        callback = parse_callback_url(url)
+        name = callback.name
         fields = await incoming.json(WholeSetFields, max_bytes=_MAX_WHOLE_SET_BYTES)
+        if fields.subscriptions:  # what is not allowed any more can still be removed
+            broadcaster.callbacks.check(callback)
         wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
         subscriptions, etag = await broadcaster.replace_subscriptions(
             name, wanted, if_match=_if_match(incoming.headers.get("if-match"))
@@ -254,6 +267,10 @@ async def _authenticated(broadcaster: Broadcaster, request: Request) -> Incoming
     """The request, once its credentials hold; nothing of its body has been read."""
     incoming = Incoming(broadcaster, request.scope, request.receive)
     await incoming.authenticate()
+    arrived_at = request.scope.get("server")
+    if arrived_at is not None and arrived_at[1] is not None:
+        # `uvicorn main:app --port 3004` and port 0 are nothing that the settings know.
+        broadcaster.callbacks.listens_at(*arrived_at)
     return incoming
 
 

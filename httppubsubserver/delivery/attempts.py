@@ -21,6 +21,7 @@ from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.durable_heads import DurableHeads
 from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
 from httppubsubserver.delivery.outbound import Outbound
+from httppubsubserver.delivery.proxy import ProxyFailed
 from httppubsubserver.delivery.stored_bodies import StoredBodies
 from httppubsubserver.delivery.turns import Turns
 from httppubsubserver.delivery.work import Work
@@ -36,6 +37,9 @@ LEASE_MARGIN_SECONDS: Final = 5.0
 
 _TROUBLE_PAUSE_SECONDS: Final = 1.0
 """What cannot be prepared keeps its slot for so long: what is wrong passes, or others have no more luck."""
+
+_PROXY_PAUSE_SECONDS: Final = 2.0
+"""The same for what the egress proxy did not let out, which is true of everybody, or is found out by then."""
 
 _NOTHING_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """This machine has no room for another connection at present."""
@@ -294,8 +298,18 @@ class Attempts:
             # Nothing was sent, so no attempt is lost, and the endpoint is not to blame.
             _LOG.warning("a delivery to %s has to wait: %s", work.claimed.held.subscription_id, cause.strerror)
             self._loop.call_later(_TROUBLE_PAUSE_SECONDS, self._hand_back, work)
+        elif isinstance(outcome, ProxyFailed):
+            self._loop.call_later(_PROXY_PAUSE_SECONDS, self._after_proxy, work, outcome)
         else:
             self._end(work, outcome)
+
+    def _after_proxy(self, work: Work, failure: ProxyFailed) -> None:
+        """No attempt is lost, and the endpoint is not to blame, unless the proxy works for others."""
+        if failure.excused():
+            _LOG.info("a delivery to %s has to wait: %s", work.claimed.held.subscription_id, failure.why)
+            self._hand_back(work)
+        else:
+            self._end(work, failure.of_receiver())
 
     def _end(self, work: Work, outcome: Answer | AttemptFailed, ours: bool = False) -> None:
         if work not in self._in_flight:

@@ -210,6 +210,12 @@ class Connection(asyncio.Protocol):
         elif self._dialling is not None:
             self._dialling.cancel()
 
+    def late(self) -> AttemptFailed:
+        """What it has come to when what it does is not over in time."""
+        if self.connected:
+            return AttemptFailed("timeout", again=False, hanging=True)
+        return self._connections.egress.late(self)
+
     def fail(self, failure: AttemptFailed) -> None:
         """Close, and tell whoever waits for an answer; if one is there that only misses some of its body, that."""
         exchange, self.exchange = self.exchange, None

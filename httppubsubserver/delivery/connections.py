@@ -187,6 +187,6 @@ class Connections:
             for connection in [connection for connection in self._all if connection.until <= now]:
                 # Once more: the end of one may have begun the next request on another, an idle one of this list.
                 if connection.until <= now:
-                    connection.fail(AttemptFailed("timeout", again=False, hanging=True))
+                    connection.fail(connection.late())
         finally:
             self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep) if self._all else None

@@ -5,20 +5,25 @@ one. A name with one address that is not allowed is blocked whole, so that it de
 addresses nor on which of them answers. A literal address goes the same way. Every kind of block is the same
 `AttemptFailed("blocked_address")`; which address it was, the log of the broadcaster says, once for each host.
 
+With a proxy the same addresses are checked, and then reached by its way (proxy.py).
+
 Where and how the policy is written: callback_policy.py. What addresses are for: `protocol/addresses.py`.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
-from httppubsubclient.protocol.addresses import AddressPolicy, address_kind, parse_address
+from httppubsubclient.protocol.addresses import address_kind, parse_address
 from httppubsubserver.delivery.answers import AttemptFailed
+from httppubsubserver.delivery.proxy import Proxy
 from httppubsubserver.delivery.resolving import Resolver, SystemResolver
+from httppubsubserver.delivery.tcp import connected_to
 
-__all__ = ["BLOCKED", "MAX_ADDRESSES", "Egress", "blocked"]
+__all__ = ["BLOCKED", "MAX_ADDRESSES", "Egress", "Policy", "blocked"]
 
 _LOG = logging.getLogger("httppubsub.server.outbound")
 
@@ -32,6 +37,13 @@ _MAX_VERDICTS: Final = 4096
 _MAX_TOLD: Final = 1000
 
 
+class Policy(Protocol):
+    """What is asked; `AddressPolicy` is one, `CallbackAddresses` another."""
+
+    def allows(self, address: str, port: int) -> bool:
+        """Whether this may be dialled; what is no address may not."""
+
+
 def blocked() -> AttemptFailed:
     """What everybody gets who may not be dialled, whatever the reason."""
     return AttemptFailed(BLOCKED, again=False)
@@ -40,11 +52,14 @@ def blocked() -> AttemptFailed:
 class Egress:
     """The way out of one event loop. Without a `policy` every address may be dialled.
 
-    `resolver`: by default the system's; an own one is asked for every new connection to a name.
+    `resolver`: by default the system's; an own one is asked for every new connection to a name. Close it.
     """
 
-    def __init__(self, policy: AddressPolicy | None = None, *, resolver: Resolver | None = None) -> None:
+    def __init__(
+        self, policy: Policy | None = None, *, resolver: Resolver | None = None, proxy: Proxy | None = None
+    ) -> None:
         self._policy = policy
+        self._proxy = proxy
         self._system = SystemResolver() if resolver is None else None
         self._resolver: Resolver = self._system or resolver  # type: ignore[assignment]
         self._verdicts: dict[tuple[str, int], bool] = {}
@@ -52,11 +67,11 @@ class Egress:
         self._told: set[str] = set()
 
     @property
-    def policy(self) -> AddressPolicy | None:
+    def policy(self) -> Policy | None:
         """What is asked about addresses."""
         return self._policy
 
-    def set_policy(self, policy: AddressPolicy | None) -> None:
+    def set_policy(self, policy: Policy | None) -> None:
         """From now on this one is asked. Idle connections that it would not have allowed are closed; what is under
         way to such an address ends its request, and the connection with it."""
         self._policy = policy
@@ -102,6 +117,20 @@ class Egress:
                 self._tell(host, port, address)
                 raise blocked()
         return found
+
+    async def connected(self, port: int, owner: object, address: str) -> socket.socket:
+        """A socket to an address that was checked. Raises `OSError`, `ProxyFailed`; has no deadline of its own.
+
+        `owner`: who waits for it, see `late`.
+        """
+        if self._proxy is None:
+            return await connected_to(address, port)
+        return await self._proxy.tunnel(address, port, self.resolve, owner)
+
+    def late(self, owner: object) -> AttemptFailed:
+        """What an attempt has come to whose time is over while it was to be `connected`."""
+        failure = None if self._proxy is None else self._proxy.late(owner)
+        return failure or AttemptFailed("timeout", again=False, hanging=True)
 
     def close(self) -> None:
         """End the threads of the resolver."""

@@ -37,6 +37,7 @@ from httppubsubserver.delivery.connection import Connection, Exchange, Outcome, 
 from httppubsubserver.delivery.connections import Connections
 from httppubsubserver.delivery.egress import BLOCKED, Egress
 from httppubsubserver.delivery.httpx_requests import StreamedBody, framed, request_head
+from httppubsubserver.delivery.proxy import ProxyFailed
 from httppubsubserver.delivery.sending import Sending, StreamSending
 from httppubsubserver.delivery.tls_sessions import TlsSessions
 from httppubsubserver.delivery.whole_answers import AnswerTooLarge, WholeAnswer, WholeAnswerReader
@@ -297,6 +298,8 @@ def _error(failure: AttemptFailed, *, connected: bool, sending: Sending | None) 
         return httpx.UnsupportedProtocol(f"{cause}: FastTransport(max_answer_bytes=...) sets the limit")
     if failure.reason == BLOCKED:
         return BlockedAddress("the policy does not allow the address of this host")
+    if isinstance(failure, ProxyFailed):
+        return httpx.ProxyError(failure.why)
     if failure.reason == "bad_answer":
         return httpx.RemoteProtocolError(str(cause))
     words = "the transport was closed" if failure.reason == "closed" else str(cause or failure.reason)

@@ -21,6 +21,7 @@ from httppubsubclient import __version__
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.connection import Exchange
 from httppubsubserver.delivery.connections import Connections
@@ -34,6 +35,7 @@ __all__ = [
     "HttpOutbound",
     "Outbound",
     "Post",
+    "client_certificate",
     "open_outbound",
     "tls_context",
 ]
@@ -152,6 +154,15 @@ class ClientCertificate(NamedTuple):
 
     certfile: Path
     keyfile: Path | None = None
+
+
+def client_certificate(config: ServerConfig) -> ClientCertificate | None:
+    """What callbacks are shown. Raises `ConfigurationError`."""
+    if config.callback_client_certfile is not None:
+        return ClientCertificate(config.callback_client_certfile, config.callback_client_keyfile)
+    if config.callback_client_keyfile is not None:
+        raise ConfigurationError("callback_client_keyfile is set and callback_client_certfile is not: set both")
+    return None
 
 
 def tls_context(ca_file: Path | None, certificate: ClientCertificate | None = None) -> ssl.SSLContext:

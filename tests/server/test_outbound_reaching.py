@@ -14,7 +14,7 @@ import pytest
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
-from httppubsubserver.delivery import dialing
+from httppubsubserver.delivery import tcp
 from httppubsubserver.delivery.outbound import Answer, open_outbound
 from httppubsubserver.delivery.resolving import Resolver
 from tests.server.peers import (
@@ -85,7 +85,7 @@ async def test_the_next_address_of_a_name_is_tried(network: Network) -> None:
 async def test_an_address_that_does_not_answer_is_passed_over(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialing, "_NEXT_ADDRESS_SECONDS", 0.05)
+    monkeypatch.setattr(tcp, "_NEXT_SECONDS", 0.05)
     peer, client = await network.peer(accept), await network.client(resolver=names("127.0.0.2", "127.0.0.1"))
     async with deaf_port("127.0.0.2", peer.port):
         assert await client.post(peer.callback(host="name.example")) == Answer(200, None)

@@ -1,0 +1,160 @@
+"""Which callbacks may be registered, decided by the URL alone: nothing is resolved and nobody is asked.
+
+    policy = CallbackPolicy(config, broadcasters)
+    policy.check(callback)                              # raises CallbackRefused, InvalidUrl
+    egress = Egress(policy.addresses)                   # the same networks and ports, asked for each connection
+
+| refused                                                            | unless                                        |
+|--------------------------------------------------------------------|-----------------------------------------------|
+| `http:`                                                            | `https_only` is not set                       |
+| a port                                                             | `callback_ports` has it                       |
+| an address                                                         | `callback_networks` has it                    |
+| a name with one label, `localhost`, a name that only an own network | `callback_hosts` has exactly this name        |
+| knows (`PRIVATE_ZONES`)                                            |                                               |
+| the broadcaster itself: where it listens, what its secrets call it |                                               |
+
+What a name leads to is asked when it is dialled (`delivery/egress.py`): it may be another address every time. So a
+name that passes here promises nothing; what is refused here is refused early, with a reason that its owner can read.
+The text is the same whichever address or name it is: it tells nobody what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final
+
+from httppubsubclient.protocol.addresses import AddressKind, AddressPolicy, address_kind, parse_address
+from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
+from httppubsubclient.protocol.errors import CallbackRefused, ConfigurationError, InvalidUrl
+from httppubsubserver.callback_ports import CallbackPorts
+from httppubsubserver.config import ServerConfig
+
+__all__ = ["PRIVATE_ZONES", "CallbackAddresses", "CallbackPolicy"]
+
+PRIVATE_ZONES: Final = (
+    "localhost",  # RFC 6761 section 6.3
+    "local",  # RFC 6762: multicast DNS; cluster.local
+    "internal",  # reserved by ICANN for private use, 2024; what clouds call their machines
+    "home.arpa",  # RFC 8375
+    # RFC 6762 appendix G: what private networks use as they like
+    "corp",
+    "home",
+    "intranet",
+    "lan",
+    "private",
+    # what hosts files and resolvers make up
+    "localdomain",
+    "localdomain4",
+    "localdomain6",
+)
+"""Names in them mean something else, or something at all, in one network alone."""
+
+MAX_OWN: Final = 256
+"""Places at which this broadcaster is known to listen."""
+
+
+class CallbackAddresses:
+    """What `callback_networks` and `callback_ports` allow to be dialled. Raises `ConfigurationError`."""
+
+    def __init__(self, networks: Iterable[str], ports: Iterable[str]) -> None:
+        try:
+            self._addresses = AddressPolicy(tuple(networks))
+        except ConfigurationError as error:
+            raise ConfigurationError(f"callback_{error.detail}") from None
+        self.ports = CallbackPorts(ports)
+
+    def allows(self, address: str, port: int) -> bool:
+        """Whether this may be dialled. What is no address may not."""
+        return port in self.ports and self._addresses.allows_address(address)
+
+    def allows_address(self, address: str) -> bool:
+        """The same for any port that is allowed."""
+        return self._addresses.allows_address(address)
+
+
+class CallbackPolicy:
+    """What the settings say about callback URLs. Raises `ConfigurationError`.
+
+    Asked about what comes over the wire. The application that holds the `Broadcaster` is the operator's own; what it
+    subscribes is not asked about here, but like everything else when it is dialled.
+    """
+
+    def __init__(self, config: ServerConfig, broadcasters: Iterable[str] = ()) -> None:
+        """`broadcasters`: the URLs by which this one, and those that share its database, are called."""
+        self.addresses = CallbackAddresses(config.callback_networks, config.callback_ports)
+        self._https_only = config.https_only
+        self._hosts = frozenset(map(_host_name, config.callback_hosts))
+        self._own: set[tuple[str, int]] = set()
+        if config.port:
+            self.listens_at(config.host, config.port)
+        for url in broadcasters:
+            with suppress(InvalidUrl):
+                called = parse_callback_url(url)
+                self.listens_at(called.host, called.port)
+
+    def listens_at(self, host: str, port: int) -> None:
+        """This broadcaster is reached there: a callback that leads there would bring each message back to it.
+
+        Told by whoever knows more than the settings: which address a connection came in at.
+        """
+        parsed = parse_address(host)
+        if len(self._own) < MAX_OWN:
+            self._own.add((host.lower().removesuffix(".") if parsed is None else str(parsed), port))
+
+    def check(self, callback: CallbackUrl) -> None:
+        """Raises `InvalidUrl` or `CallbackRefused`."""
+        if self._https_only and callback.scheme != "https":
+            raise InvalidUrl("this broadcaster calls back over https only")
+        if callback.port not in self.addresses.ports:
+            raise CallbackRefused(f"this broadcaster does not call back at port {callback.port}")
+        if self._is_own(callback):
+            raise CallbackRefused("this is a broadcaster's own address: what it sends there would come back to it")
+        if parse_address(callback.host) is not None:
+            if not self.addresses.allows_address(callback.host):
+                raise CallbackRefused("this broadcaster does not call back at this address")
+        elif _is_private(callback.host) and callback.host not in self._hosts:
+            raise CallbackRefused(
+                "this broadcaster does not call back at this name: one that a single network knows has to be allowed "
+                "by the operator, as it is (callback_hosts)"
+            )
+
+    def _is_own(self, callback: CallbackUrl) -> bool:
+        address = parse_address(callback.host)
+        host = callback.host if address is None else str(address)
+        return any(port == callback.port and _leads_to(host, own) for own, port in self._own)
+
+
+def _leads_to(host: str, own: str) -> bool:
+    """Whether a connection to `host` arrives at `own`, as far as one can say without asking anybody."""
+    if host == own:
+        return True
+    kind = address_kind(own)
+    if kind not in (AddressKind.LOOPBACK, AddressKind.UNSPECIFIED):
+        return False
+    # Listening at 0.0.0.0 or :: is listening at every loopback address; a host takes 0.0.0.0 for itself.
+    of_host = AddressKind.LOOPBACK if _is_localhost(host) else address_kind(host)
+    return of_host is AddressKind.UNSPECIFIED or (
+        of_host is AddressKind.LOOPBACK and (kind is AddressKind.UNSPECIFIED or _is_localhost(host))
+    )
+
+
+def _is_localhost(host: str) -> bool:
+    return host == "localhost" or host.endswith((".localhost", ".localdomain"))
+
+
+def _is_private(host: str) -> bool:
+    return "." not in host or host.endswith(tuple(f".{zone}" for zone in PRIVATE_ZONES)) or host in PRIVATE_ZONES
+
+
+def _host_name(text: str) -> str:
+    """One of `callback_hosts`, as it stands in a canonical URL. Raises `ConfigurationError`."""
+    try:
+        url = parse_callback_url(f"http://{text}/")
+    except InvalidUrl as error:
+        raise ConfigurationError(f"callback_hosts: {text[:100]!a} is no host name: {error.detail}") from None
+    if url.request_url != f"http://{url.host}/" or parse_address(url.host) is not None:
+        raise ConfigurationError(
+            f"callback_hosts: {text[:100]!a} should be a host name alone; addresses belong into callback_networks"
+        )
+    return url.host

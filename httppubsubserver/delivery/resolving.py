@@ -35,7 +35,7 @@ MAX_THREADS: Final = 64
 MAX_STRANGERS: Final = 32
 """Of the threads, with names that are not known to be answered promptly."""
 MAX_STRANGERS_OF_ZONE: Final = 4
-MAX_OF_ZONE: Final = 32
+MAX_OF_ZONE: Final = 16
 MAX_WAITING: Final = 10_000
 """Names that wait for a thread; one more has failed."""
 MAX_PROMPT: Final = 10_000

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import socket
 from base64 import b64encode
@@ -49,8 +50,8 @@ _WANTS_PROOF: Final = 407
 _USER_INFO: Final = re.compile(r"(http://)([!-~]{1,1000})@([^@]+)")
 
 
-_Began: TypeAlias = tuple[tuple[str, int], float]
-"""The target of a tunnel, and the event loop time at which it was asked for."""
+_Began: TypeAlias = tuple[tuple[str, int], int]
+"""The target of a tunnel, and how many tunnels had been opened when it was asked for."""
 
 
 class ProxyFailed(AttemptFailed):
@@ -76,10 +77,11 @@ class Proxy:
         self.host = host
         self.port = port
         self._proof = b"" if credentials is None else b"proxy-authorization: Basic %b\r\n" % b64encode(credentials)
-        self._opened: OrderedDict[tuple[str, int], float] = OrderedDict()
-        """The two targets that a tunnel was opened to last, and when."""
+        self._count_opened = 0
+        self._opened: OrderedDict[tuple[str, int], int] = OrderedDict()
+        """The two targets that a tunnel was opened to last, and which tunnel that was."""
         self._opening: dict[object, _Began] = {}
-        """Who is waiting for a tunnel, to what, and since when."""
+        """Who is waiting for a tunnel."""
         self._failing = False
 
     def __repr__(self) -> str:
@@ -88,10 +90,10 @@ class Proxy:
     async def tunnel(
         self, address: str, port: int, resolve: Callable[[str, int], Awaitable[list[str]]], owner: object
     ) -> socket.socket:
-        """A socket whose other end is there. Raises `ProxyFailed`; has no deadline of its own, see `late`."""
-        target, loop = (address, port), asyncio.get_running_loop()
+        """A socket whose other end is there. Has no deadline of its own, see `late`. Raises `ProxyFailed`, `OSError`."""
+        target = (address, port)
         authority = _authority(address, port)
-        began: _Began = (target, loop.time())
+        began: _Began = (target, self._count_opened)
         try:
             connected = await self._connected(resolve)
             self._opening[owner] = began
@@ -108,7 +110,8 @@ class Proxy:
             self._log(failure)
             raise
         self._log(None)
-        self._opened[target] = loop.time()
+        self._count_opened += 1
+        self._opened[target] = self._count_opened
         self._opened.move_to_end(target)
         if len(self._opened) > 2:
             self._opened.popitem(last=False)
@@ -137,10 +140,10 @@ class Proxy:
                 found = await resolve(self.host, self.port)
                 return (await first_connected(found, lambda address: connected_to(address, self.port)))[0]
         except OSError as error:  # TimeoutError is one
-            failure = ProxyFailed(f"the egress proxy cannot be reached: {error.strerror or type(error).__name__}")
-            # What this machine has no room for is known by its number.
-            failure.__cause__ = error
-            raise failure from error
+            number = error.errno or 0  # negative for names that cannot be resolved
+            why = os.strerror(number) if number > 0 else error.strerror or type(error).__name__
+            # Its cause is looked at: this machine may have no room for another connection.
+            raise ProxyFailed(f"the egress proxy cannot be reached: {why}") from error
 
     async def _ask(self, connected: socket.socket, authority: bytes, began: _Began) -> None:
         loop = asyncio.get_running_loop()
@@ -169,7 +172,7 @@ class Proxy:
         target, since = began
 
         def excused() -> bool:
-            return not any(other != target and opened_at >= since for other, opened_at in self._opened.items())
+            return not any(other != target and number > since for other, number in self._opened.items())
 
         return ProxyFailed(why, excused=excused)
 
@@ -198,5 +201,5 @@ def _authority(address: str, port: int) -> bytes:
     parsed = parse_address(address)
     # A zone is a matter of this machine. The policy allows none unless somebody wrote down that network.
     if parsed is None or "%" in address:
-        raise ProxyFailed("an address with a zone cannot be reached by way of a proxy", excused=lambda: False)
+        raise OSError("an address with a zone cannot be reached by way of a proxy")
     return (f"[{parsed}]:{port}" if ":" in str(parsed) else f"{parsed}:{port}").encode("ascii")

@@ -14,6 +14,7 @@ from httppubsubclient.protocol.keys import Key
 from httppubsubclient.protocol.moments import MessageMoments
 from httppubsubserver.delivery import attempts as attempts_module
 from httppubsubserver.delivery.answers import AttemptFailed
+from httppubsubserver.delivery.proxy import ProxyFailed
 from httppubsubserver.delivery.work import Work
 from tests.server.conftest import ScriptedOutbound
 from tests.server.durable import OTHER, URL, Bench, claimed, open_bench
@@ -137,6 +138,25 @@ async def test_a_machine_without_room_for_another_connection_costs_no_attempt_an
     assert {post.headers["pubsub-attempt"] for post in bench.outbound.posts} == {"1"}
     assert len(bench.outbound.posts) == 11
     await bench.until(lambda: executor._endpoints.all() == [])
+    bench.check_idle()
+
+
+@pytest.mark.parametrize("works", [False, True], ids=["for nobody", "for others"])
+async def test_what_a_proxy_does_not_let_out_costs_an_attempt_only_if_it_works_for_others(
+    works: bool, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "_PROXY_PAUSE_SECONDS", 0)
+    executor = await bench.executor()
+    await bench.subscribe(schedule=(0.0,) if works else (0.0, 10.0))
+    refused = ProxyFailed("the egress proxy answered 503", excused=lambda: not works)
+    bench.outbound.replies(URL, *[refused] * 10, 200)
+    notify = await bench.publish()
+    await notify.finished()
+    assert (notify.pending, notify.failed) == ((0, 1) if works else (1, 0))
+    await bench.until_states(**({"dead": 1} if works else {"delivered": 1}))
+    assert {post.headers["pubsub-attempt"] for post in bench.outbound.posts} == {"1"}
+    assert len(bench.outbound.posts) == (1 if works else 11)
+    await bench.until(lambda: executor._endpoints.all() == [] or works)
     bench.check_idle()
 
 

@@ -108,8 +108,6 @@ class CallbackPolicy:
             raise InvalidUrl("this broadcaster calls back over https only")
         if callback.port not in self.addresses.ports:
             raise CallbackRefused(f"this broadcaster does not call back at port {callback.port}")
-        if self._is_own(callback):
-            raise CallbackRefused("this is a broadcaster's own address: what it sends there would come back to it")
         if parse_address(callback.host) is not None:
             if not self.addresses.allows_address(callback.host):
                 raise CallbackRefused("this broadcaster does not call back at this address")
@@ -118,6 +116,9 @@ class CallbackPolicy:
                 "this broadcaster does not call back at this name: one that a single network knows has to be allowed "
                 "by the operator, as it is (callback_hosts)"
             )
+        # Last: of an address that is refused anyway, nobody needs to know whose it is.
+        if self._is_own(callback):
+            raise CallbackRefused("this is a broadcaster's own address: what it sends there would come back to it")
 
     def _is_own(self, callback: CallbackUrl) -> bool:
         address = parse_address(callback.host)
@@ -153,7 +154,7 @@ def _host_name(text: str) -> str:
         url = parse_callback_url(f"http://{text}/")
     except InvalidUrl as error:
         raise ConfigurationError(f"callback_hosts: {text[:100]!a} is no host name: {error.detail}") from None
-    if url.request_url != f"http://{url.host}/" or parse_address(url.host) is not None:
+    if url.host != text.lower().removesuffix(".") or parse_address(url.host) is not None:
         raise ConfigurationError(
             f"callback_hosts: {text[:100]!a} should be a host name alone; addresses belong into callback_networks"
         )

@@ -95,18 +95,22 @@ class CallbackPorts:
     """A set of ports, from the entries of the setting. Raises `ConfigurationError` that names the one at fault."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        ports: set[int] = set()
+        self._allowed = bytearray(65536)
         for at, entry in enumerate(entries):
-            named = _NAMES.get(entry)
-            ports.update(_ports(f"callback_ports[{at}]", entry) if named is None else named)
-        self._ports = frozenset(ports)
+            for port in _ports(f"callback_ports[{at}]", entry):
+                self._allowed[port] = 1
 
     def __contains__(self, port: int) -> bool:
-        return port in self._ports
+        return 0 < port < 65536 and self._allowed[port] == 1
 
 
 def _ports(place: str, entry: str) -> Iterable[int]:
-    match = _RANGE.fullmatch(entry)
+    if entry == "web":
+        return (80, 443, 8080, 8443)
+    if entry == "usual":
+        others = {port for ports in OTHER_SERVICES.values() for each in ports for port in _numbers(each)}
+        return (80, 443, *(port for port in range(1024, 65536) if port not in others))
+    match = _RANGE.fullmatch("1-65535" if entry == "all" else entry)
     first = 0 if match is None else int(match[1])
     last = first if match is None or match[2] is None else int(match[2])
     if not 1 <= first <= last <= 65535:
@@ -118,12 +122,3 @@ def _ports(place: str, entry: str) -> Iterable[int]:
 
 def _numbers(ports: int | range) -> Iterable[int]:
     return (ports,) if isinstance(ports, int) else ports
-
-
-_ALL: Final = frozenset(range(1, 65536))
-_OTHERS: Final = frozenset(port for ports in OTHER_SERVICES.values() for each in ports for port in _numbers(each))
-_NAMES: Final = {
-    "web": frozenset({80, 443, 8080, 8443}),
-    "usual": frozenset({80, 443} | (_ALL - _OTHERS - frozenset(range(1024)))),
-    "all": _ALL,
-}

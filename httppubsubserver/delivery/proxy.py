@@ -90,7 +90,7 @@ class Proxy:
     async def tunnel(
         self, address: str, port: int, resolve: Callable[[str, int], Awaitable[list[str]]], owner: object
     ) -> socket.socket:
-        """A socket whose other end is there. Has no deadline of its own, see `late`. Raises `ProxyFailed`, `OSError`."""
+        """A socket whose other end is there. No deadline of its own, see `late`. Raises `ProxyFailed`, `OSError`."""
         target = (address, port)
         authority = _authority(address, port)
         began: _Began = (target, self._count_opened)

@@ -44,6 +44,7 @@ from httppubsubclient.protocol.errors import (
 )
 from httppubsubclient.protocol.retry import Verdict, backoff_delay, retry_after_seconds, verdict
 from httppubsubclient.protocol.signatures import content_digest
+from httppubsubclient.tls import Identity, client_context
 
 __all__ = ["Answer", "Broadcasters", "BroadcastersUnavailable"]
 
@@ -120,6 +121,7 @@ class Broadcasters:
         *,
         connect_timeout_seconds: float,
         ca_file: str | None = None,
+        identity: Identity | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`transport` stays open: it belongs to who made it, and others may use it too."""
@@ -130,7 +132,7 @@ class Broadcasters:
         self._http = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
-            verify=transport is None and _tls(self._urls, ca_file),
+            verify=transport is None and _tls(self._urls, ca_file, identity),
             transport=None if transport is None else _Lent(transport),
             # Only connecting has a timeout of its own; everything else is bounded by the deadline of the attempt.
             timeout=httpx.Timeout(None, connect=connect_timeout_seconds),
@@ -313,15 +315,10 @@ class _Request:
         self.handed_over = True
 
 
-def _tls(urls: Sequence[str], ca_file: str | None) -> ssl.SSLContext | bool:
+def _tls(urls: Sequence[str], ca_file: str | None, identity: Identity | None) -> ssl.SSLContext | bool:
     if not any(url.startswith("https:") for url in urls):
         return False  # nothing to verify, and loading the certificates takes long
-    if ca_file is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"broadcaster_ca_file {ca_file!r} holds no readable certificates: {error}") from None
+    return client_context(ca_file=ca_file, ca_setting="broadcaster_ca_file", identity=identity)
 
 
 def _pause(rounds: int, retry_after: float | None) -> float:

@@ -37,7 +37,7 @@ from httppubsubclient.durable_inbox import DurableInbox
 from httppubsubclient.durable_options import DurableKeywords, durable_options
 from httppubsubclient.durable_registrations import DurableRegistrations
 from httppubsubclient.inbox import Inbox
-from httppubsubclient.listener import bound_socket, listening
+from httppubsubclient.listener import bound_socket, listener_tls, listening
 from httppubsubclient.message import Message
 from httppubsubclient.outgoing import Publishable, SyncFile
 from httppubsubclient.protocol.errors import ConfigurationError
@@ -48,6 +48,7 @@ from httppubsubclient.receiver import Receiver, ReceiverLimits, receiving_app, r
 from httppubsubclient.registrations import Registrations
 from httppubsubclient.remembered import Remembered
 from httppubsubclient.subscriptions import Subscription
+from httppubsubclient.tls import Identity
 
 __all__ = ["BroadcastersUnavailable", "Callback", "HttpPubSubClient", "Message", "NotifyResult", "Subscription"]
 
@@ -76,11 +77,12 @@ class HttpPubSubClient:
             raise ConfigurationError(f"HttpPubSubClient takes a HttpPubSubConfig, not {type(config).__name__}")
         if transport is not None and not isinstance(transport, httpx.AsyncBaseTransport):
             raise ConfigurationError(f"transport is a httpx.AsyncBaseTransport, not {type(transport).__name__}")
-        if transport is not None and config.broadcaster_ca_file is not None:
-            raise ConfigurationError(
-                "broadcaster_ca_file says nothing to a transport of your own: "
-                "FastTransport(tls=ssl.create_default_context(cafile=...))"
-            )
+        for name in ("broadcaster_ca_file", "broadcaster_client_certfile"):
+            if transport is not None and getattr(config, name) is not None:
+                raise ConfigurationError(
+                    f"{name} says nothing to a transport of your own: "
+                    "FastTransport(tls=ssl.create_default_context(cafile=...))"
+                )
         self._config = config
         self._transport = transport
         self._limits = Limits(
@@ -213,7 +215,7 @@ class HttpPubSubClient:
         sock = bound_socket(bind["address"], bind["port"])
         stack.callback(sock.close)
         app = receiving_app(self._receiver, self._router, self._config.path)
-        await stack.enter_async_context(listening(app, sock))
+        await stack.enter_async_context(listening(app, sock, listener_tls(bind)))
         return int(sock.getsockname()[1])
 
     async def _pause_callbacks(self) -> None:
@@ -231,6 +233,12 @@ class HttpPubSubClient:
             config.send_auth,
             connect_timeout_seconds=config.connect_timeout_seconds,
             ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
+            identity=Identity.of(
+                config.broadcaster_client_certfile,
+                config.broadcaster_client_keyfile,
+                "broadcaster_client_certfile",
+                "broadcaster_client_keyfile",
+            ),
             transport=self._transport,
         )
 

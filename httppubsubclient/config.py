@@ -22,7 +22,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
 from urllib.parse import urlsplit
 
 from typing_extensions import TypedDict
@@ -56,6 +56,12 @@ class HttpPubSubBindUvicornConfig(TypedDict):
     type: Literal["uvicorn"]
     address: str
     port: int
+    ssl_certfile: NotRequired[Path | str]
+    """PEM: with it, what is listened for is TLS."""
+    ssl_keyfile: NotRequired[Path | str]
+    """Its key, if that is in another file."""
+    ssl_ca_certs: NotRequired[Path | str]
+    """PEM: only those are let in who show a certificate that leads to one of these."""
 
 
 class HttpPubSubBindManualConfig(TypedDict):
@@ -84,6 +90,10 @@ class HttpPubSubConfig:
     """Their base URLs; None takes those of the secrets file."""
     broadcaster_ca_file: Path | str | None = None
     """PEM certificates to trust for https broadcasters instead of the built-in ones."""
+    broadcaster_client_certfile: Path | str | None = None
+    """PEM: the certificate that we show to https broadcasters that ask for one."""
+    broadcaster_client_keyfile: Path | str | None = None
+    """Its key, if that is in another file."""
 
     request_timeout_seconds: float = 10.0
     """Until when a call is tried again, and the whole deadline of every call but notify: all broadcasters together."""
@@ -147,8 +157,18 @@ class HttpPubSubConfig:
         listens = self.bind is not None and self.bind["type"] == "uvicorn"
         if self.host is not None and _PORT_ZERO.match(self.host) and not listens:
             raise ConfigurationError("host with port 0 needs bind with type='uvicorn', which knows the real port")
-        if self.remember_file is not None and not isinstance(self.remember_file, (str, Path)):
-            raise ConfigurationError(f"remember_file is a path, not {type(self.remember_file).__name__}")
+        for name in _PATHS:
+            path = getattr(self, name)
+            if path is not None and not isinstance(path, (str, Path)):
+                raise ConfigurationError(f"{name} is a path, not {type(path).__name__}")
+        if self.broadcaster_client_keyfile is not None and self.broadcaster_client_certfile is None:
+            raise ConfigurationError(
+                "broadcaster_client_keyfile is the key of a certificate: set broadcaster_client_certfile, too"
+            )
+        if listens and self.bind is not None and "ssl_certfile" in self.bind and (self.host or "").startswith("http:"):
+            raise ConfigurationError(
+                "bind['ssl_certfile'] makes the listener speak TLS, but host begins with http: write https"
+            )
         if self.broadcasters is not None:
             urls = tuple(dict.fromkeys(_broadcaster_url(url) for url in _several(self.broadcasters)))
             object.__setattr__(self, "broadcasters", urls)
@@ -250,10 +270,15 @@ _NUMBERS: dict[str, tuple[float, bool]] = {
     "max_remembered_nonces": (1, True),
 }
 
+_PATHS = ("remember_file", "broadcaster_ca_file", "broadcaster_client_certfile", "broadcaster_client_keyfile")
+
 _BIND_KEYS: dict[str, dict[str, type]] = {
     "uvicorn": {"type": str, "address": str, "port": int},
     "manual": {"type": str, "callback": object},
 }
+
+_BIND_PATHS = ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs")
+"""Those of 'uvicorn' that may be left out."""
 
 
 def _check_number(name: str, value: Any, least: float, whole: bool) -> None:
@@ -270,9 +295,15 @@ def _check_bind(bind: object) -> None:
     if kind not in _BIND_KEYS:
         raise ConfigurationError(f"bind['type'] is 'uvicorn' or 'manual'; got {kind!r}{_nearest(kind, _BIND_KEYS)}")
     keys = _BIND_KEYS[kind]
+    optional = dict.fromkeys(_BIND_PATHS) if kind == "uvicorn" else {}
     for key in bind:
-        if key not in keys:
-            raise ConfigurationError(f"bind[{key!r}] means nothing with type={kind!r}{_nearest(key, keys)}")
+        if key not in keys and key not in optional:
+            raise ConfigurationError(f"bind[{key!r}] means nothing with type={kind!r}{_nearest(key, keys | optional)}")
+    for key in optional:
+        if key in bind and not isinstance(bind[key], (str, Path)):
+            raise ConfigurationError(f"bind[{key!r}] is a path; got {bind[key]!r}")
+        if key in bind and "ssl_certfile" not in bind:
+            raise ConfigurationError(f"bind[{key!r}] means nothing without a certificate: set bind['ssl_certfile']")
     for key, expected in keys.items():
         if key not in bind:
             raise ConfigurationError(f"bind[{key!r}] is missing with type={kind!r}")

@@ -4,20 +4,23 @@ is touched: no signals, no logging, no lifespan."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from httppubsubclient.admission import AdmittingServer
+from httppubsubclient.config import HttpPubSubBindUvicornConfig
 from httppubsubclient.protocol.errors import ConfigurationError
-from httppubsubclient.request_heads import MAX_HEAD_BYTES, bounded_http_protocol
+from httppubsubclient.request_heads import bounded_http_protocol
+from httppubsubclient.tls import Identity, ServerTls
 
-__all__ = ["bound_socket", "listening"]
+__all__ = ["bound_socket", "listener_tls", "listening"]
 
 ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -25,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 _STOP_SECONDS = 3
 """How long requests that are being answered may take when the listener stops; then their connections are cut."""
+
+_MAX_CONNECTIONS = 1000
+"""A broadcaster needs 32 for each of its processes, unless it is told otherwise."""
 
 _KEEP_ALIVE_SECONDS = 75
 """Broadcasters keep their connections: closing them early would only cost them another handshake."""
@@ -47,14 +53,25 @@ def bound_socket(address: str, port: int) -> socket.socket:
         raise ConfigurationError(f"bind: cannot listen on {address} port {port}: {reason}") from error
 
 
+def listener_tls(bind: HttpPubSubBindUvicornConfig) -> ServerTls | None:
+    """None when it names no certificate. Raises `ConfigurationError`."""
+    names = "bind['ssl_certfile']", "bind['ssl_keyfile']"
+    identity = Identity.of(bind.get("ssl_certfile"), bind.get("ssl_keyfile"), *names)
+    if identity is None:
+        return None
+    ca_certs = bind.get("ssl_ca_certs")
+    return ServerTls(
+        identity, client_ca_file=None if ca_certs is None else Path(ca_certs), ca_setting="bind['ssl_ca_certs']"
+    )
+
+
 @asynccontextmanager
-async def listening(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
+async def listening(app: ASGIApp, sock: socket.socket, tls: ServerTls | None = None) -> AsyncIterator[None]:
     """Serve `app` on `sock` while the context lasts; the socket is closed at its end."""
     server = _Server(
         _Config(
             app,
             http=bounded_http_protocol(),
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -64,8 +81,10 @@ async def listening(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
             date_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
-        )
+        ),
+        tls,
     )
+    watching = None if tls is None else asyncio.create_task(tls.keep_watch(), name="watch the certificate")
     serving = asyncio.create_task(server.serve(sockets=[sock]), name="listen for deliveries")
     try:
         ready = asyncio.create_task(server.ready.wait())
@@ -78,6 +97,8 @@ async def listening(app: ASGIApp, sock: socket.socket) -> AsyncIterator[None]:
             raise ConfigurationError("bind: uvicorn ended as soon as it was started")
         yield
     finally:
+        if watching is not None:
+            watching.cancel()
         server.stop.set()
         _, running = await asyncio.wait({serving}, timeout=_STOP_SECONDS + 2)
         if running:
@@ -92,20 +113,10 @@ class _Config(uvicorn.Config):
         """Leave logging alone: with access_log off, uvicorn would mute the access log of the whole process."""
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
+class _Server(AdmittingServer):
+    def __init__(self, config: uvicorn.Config, tls: ServerTls | None) -> None:
+        super().__init__(config, max_connections=_MAX_CONNECTIONS, tls=None if tls is None else lambda: tls.context)
         self.stop = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Signals belong to the application that this runs in."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self.ready.set()
 
     async def main_loop(self) -> None:
         """Wait until it is time to stop, instead of asking ten times a second."""

@@ -21,13 +21,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from typing import Any
 
 import uvicorn
 
+from httppubsubclient.admission import AdmittingServer
 from httppubsubclient.protocol.errors import ConfigurationError
-from httppubsubclient.request_heads import MAX_HEAD_BYTES, bounded_http_protocol
+from httppubsubclient.request_heads import bounded_http_protocol
+from httppubsubclient.tls import Identity, ServerTls
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.stores import open_store
 
@@ -64,7 +66,7 @@ def serve(config: ServerConfig, *, worker_command: Sequence[str]) -> int:
     _log_to_stderr(config.log_level)
     _raise_open_files_limit()
     with _bound_socket(config.host, config.port) as listening:
-        announce = _Announcement(listening)
+        announce = _Announcement(listening, "http" if config.ssl_certfile is None else "https")
         if config.workers == 1:
             return _run(_serve_app(config, listening, announce))
         asyncio.run(_check(config))
@@ -83,9 +85,9 @@ def serve_as_worker(config: ServerConfig, *, fd: int, lifeline: int) -> int:
 class _Announcement:
     """The first line on stdout, said once."""
 
-    def __init__(self, listening: socket.socket) -> None:
+    def __init__(self, listening: socket.socket, scheme: str = "http") -> None:
         host, port = listening.getsockname()[:2]
-        self._line: str | None = f"listening on http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._line: str | None = f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def __call__(self) -> None:
         if self._line is not None:
@@ -108,11 +110,12 @@ async def _serve_app(
     drain = asyncio.Event()
     with _signals(drain):
         app = create_app(config)
-        server = _server(app, config)
+        tls = _tls(config)
+        server = _server(app, config, tls)
         serving: asyncio.Task[None] | None = None
         try:
             # Entered here, so that what is wrong is raised here. Leaving it drains, while uvicorn still answers.
-            async with app.state.broadcaster:
+            async with app.state.broadcaster, _watched(tls):
                 with _lifeline(parent, drain, server):
                     serving = asyncio.create_task(server.serve(sockets=[listening]), name="serve")
                     await _first(serving, server.ready.wait())
@@ -129,23 +132,8 @@ async def _serve_app(
     return 0
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """Signals are ours: uvicorn would raise them again when it is done, and the exit status would not be 0."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self.ready.set()
-
-
-def _server(app: Any, config: ServerConfig) -> _Server:
-    return _Server(
+def _server(app: Any, config: ServerConfig, tls: ServerTls | None) -> AdmittingServer:
+    return AdmittingServer(
         uvicorn.Config(
             app,
             http=bounded_http_protocol(),
@@ -156,12 +144,50 @@ def _server(app: Any, config: ServerConfig) -> _Server:
             access_log=config.log_level == "debug",
             proxy_headers=False,
             server_header=False,
-            backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(config.shutdown_timeout_seconds) + _LAST_ANSWERS_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        )
+        ),
+        max_connections=_room(config.max_connections),
+        tls=None if tls is None else lambda: tls.context,
     )
+
+
+def _tls(config: ServerConfig) -> ServerTls | None:
+    """Raises `ConfigurationError`."""
+    identity = Identity.of(config.ssl_certfile, config.ssl_keyfile, "ssl_certfile", "ssl_keyfile")
+    if identity is None:
+        if config.ssl_ca_certs is not None:
+            raise ConfigurationError("ssl_ca_certs asks clients for certificates, which needs TLS: set ssl_certfile")
+        return None
+    return ServerTls(identity, client_ca_file=config.ssl_ca_certs, ca_setting="ssl_ca_certs")
+
+
+@contextlib.asynccontextmanager
+async def _watched(tls: ServerTls | None) -> AsyncIterator[None]:
+    """Look after the certificate meanwhile."""
+    watching = None if tls is None else asyncio.create_task(tls.keep_watch(), name="watch the certificate")
+    try:
+        yield
+    finally:
+        if watching is not None:
+            watching.cancel()
+
+
+def _room(max_connections: int) -> int:
+    """Half of the open files are for those who connect to us; the other half is for those whom we call, and for files.
+
+    Without this, whoever opens enough connections would keep every message from being delivered.
+    """
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or max_connections <= soft // 2:
+        return max_connections
+    _LOG.warning(
+        "max_connections is %d, but with a limit of %d open files (ulimit -n) it can be %d; that is what it is now",
+        max_connections, soft, soft // 2,
+    )  # fmt: skip
+    return soft // 2
 
 
 async def _first(task: asyncio.Task[Any], other: Coroutine[Any, Any, Any]) -> None:
@@ -206,7 +232,9 @@ def _signals(drain: asyncio.Event, *, at_once: Callable[[], None] = lambda: None
 
 
 @contextlib.contextmanager
-def _lifeline(parent: socket.socket | None, drain: asyncio.Event, server: _Server) -> Generator[None, None, None]:
+def _lifeline(
+    parent: socket.socket | None, drain: asyncio.Event, server: AdmittingServer
+) -> Generator[None, None, None]:
     """Drain when the parent says so. When it is gone, give the port back as well: nobody looks after us."""
     if parent is None:
         yield
@@ -240,6 +268,7 @@ async def _check(config: ServerConfig) -> None:
     """Find out here what every worker would find out; migrate the database before several try to."""
     if config.secrets_file is not None:
         load_secrets(config.secrets_file)
+    _tls(config)
     async with open_store(config.db):
         pass
 

@@ -72,7 +72,8 @@ SERVER_ROWS = [
     {"__main__"},
 ]
 CLIENT_ROWS = [
-    {"bodies", "replay_file", "request_heads", "waiting"},
+    {"bodies", "replay_file", "request_heads", "tls", "waiting"},
+    {"admission"},
     {"config", "buffer", "remembered", "durable_options", "message"},
     {"outgoing", "broadcasters", "listener", "inbox"},
     {"durable_inbox", "registrations", "publishing"},
@@ -89,7 +90,7 @@ CLIENT_ROWS = [
 ]
 SHARED = (
     "httppubsubclient",
-    *(f"httppubsubclient.{room}" for room in ("bodies", "replay_file", "request_heads", "waiting")),
+    *(f"httppubsubclient.{room}" for room in ("admission", "bodies", "replay_file", "request_heads", "tls", "waiting")),
 )
 """What the server may take from the client besides `protocol`."""
 UPWARD = {("broadcaster", "http_api")}

@@ -1,0 +1,299 @@
+"""Taking connections: how many at once, who goes when there is no room, and what those hear who are not let in.
+
+uvicorn takes every connection there is and knows nothing of one before its TLS handshake is over, so that strangers
+who only connect could use up the open files and the memory of the process. Here each connection has a place from the
+moment it is accepted. A place is *waiting* during the handshake, until a whole head has come, and between requests;
+it is *working* while a request is being answered. When all places are taken, the one that has been waiting longest is
+closed in favour of the new one, so that whoever holds connections without using them shuts nobody out; when all are
+working, the new one is answered 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from typing import Any, Final, cast
+
+import uvicorn
+
+from httppubsubclient.protocol.errors import Unavailable
+from httppubsubclient.request_heads import Watcher, whole_answer
+
+__all__ = ["AdmittingServer"]
+
+_LOG = logging.getLogger("httppubsub.admission")
+
+_HANDSHAKE_SECONDS: Final = 10.0
+_CLOSE_NOTIFY_SECONDS: Final = 1.0
+
+_MAX_REFUSALS: Final = 64
+"""Connections that are being told 503 at the same time; beyond it they are just closed."""
+_REFUSAL_SECONDS: Final = 2.0
+_RETRY_AFTER_SECONDS: Final = 1
+
+_NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_SECONDS: Final = 0.1
+_SAY_AGAIN_SECONDS: Final = 60.0
+
+_FULL: Final = whole_answer(
+    503,
+    "Service Unavailable",
+    Unavailable("there are as many connections as there may be; try again"),
+    headers=f"retry-after: {_RETRY_AFTER_SECONDS}\r\n",
+)
+
+
+class AdmittingServer(uvicorn.Server):
+    """uvicorn with this admission in place of its own; it serves only sockets that are given to `serve`.
+
+    Signals are the affair of whoever runs it. uvicorn.Config needs `http=bounded_http_protocol()`.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, *, max_connections: int, tls: Callable[[], ssl.SSLContext] | None = None
+    ) -> None:
+        """`tls` is asked for each connection, so that it may change."""
+        super().__init__(config)
+        self.ready = asyncio.Event()
+        self._max_connections = max_connections
+        self._tls = tls
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Signals are not ours: uvicorn would raise them again when it is done."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """See uvicorn.Server."""
+        await super().startup(sockets=[])
+        doors = _Doors(self._max_connections, self._protocol, self._tls)
+        # uvicorn closes what is in this list, and waits for it.
+        self.servers = [doors]  # type: ignore[list-item]
+        for listening in sockets or []:
+            doors.open(listening)
+        self.ready.set()
+
+    def _protocol(self, watcher: Watcher) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, watcher=watcher
+        )
+        return made
+
+
+class _Place:
+    """One connection from being accepted to being gone; the `Watcher` of its protocol."""
+
+    __slots__ = ("_doors", "connecting", "transport")
+
+    def __init__(self, doors: _Doors) -> None:
+        self._doors = doors
+        self.connecting: asyncio.Task[None] | None = None
+        self.transport: asyncio.Transport | None = None
+
+    def waiting(self) -> None:
+        """See `Watcher`. Who waits again stands at the end of the queue."""
+        queue = self._doors.waiting
+        queue.pop(self, None)
+        queue[self] = None
+
+    def working(self) -> None:
+        """See `Watcher`."""
+        self._doors.waiting.pop(self, None)
+
+    def lost(self) -> None:
+        """See `Watcher`."""
+        self._doors.waiting.pop(self, None)
+        self._doors.taken.discard(self)
+
+    def give_up(self) -> None:
+        """Close it at once, written or not: nobody waits for an answer."""
+        self.lost()
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.connecting is not None:
+            self.connecting.cancel()
+
+
+class _Doors:
+    """Accepts from any number of sockets; to uvicorn it looks like an asyncio.Server."""
+
+    def __init__(
+        self,
+        room: int,
+        protocol: Callable[[Watcher], asyncio.Protocol],
+        tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:
+        self.taken: set[_Place] = set()
+        self.waiting: dict[_Place, None] = {}
+        """The one that has been waiting longest comes first."""
+        self._room = room
+        self._protocol = protocol
+        self._tls = tls
+        self._refusals = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._said_at: float | None = None
+
+    def open(self, listening: socket.socket) -> None:
+        """Accept from now on."""
+        # A descriptor of our own: the other one may be closed before the loop has stopped looking at it.
+        mine = listening.dup()
+        mine.setblocking(False)
+        self._start(self._accept(mine), self._accepting, "accept connections")
+
+    def close(self) -> None:
+        """Accept no more; who is still in a handshake is not let in."""
+        for task in (*self._accepting, *(place.connecting for place in self.taken if place.transport is None)):
+            if task is not None:
+                task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Until nothing is accepted, and nobody is being refused or in a handshake any more."""
+        for tasks in (self._accepting, self._tasks):
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
+
+    def _start(self, work: Any, tasks: set[asyncio.Task[None]], name: str) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    connected, _ = await loop.sock_accept(listening)
+                except OSError as error:
+                    # Linux tells errors of the new connection here, too (accept(2)); the next one may be fine.
+                    if error.errno in _NO_ROOM:
+                        self._say("no room for another connection: %s", error.strerror)
+                        self._make_room()
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                self._admit(connected)
+                # Accepting does not wait while there is somebody: the others shall have their turn.
+                await asyncio.sleep(0)
+
+    def _admit(self, connected: socket.socket) -> None:
+        if len(self.taken) >= self._room:
+            self._say("all connections (%d at most) are in use; the longest idle one goes, or the new one", self._room)
+            if not self._make_room():
+                self._turn_away(connected)
+                return
+        place = _Place(self)
+        self.taken.add(place)
+        place.waiting()
+        place.connecting = self._start(self._connect(connected, place), self._tasks, "take a connection")
+
+    def _make_room(self) -> bool:
+        longest = next(iter(self.waiting), None)
+        if longest is None:
+            return False
+        longest.give_up()
+        return True
+
+    async def _connect(self, connected: socket.socket, place: _Place) -> None:
+        made = False
+
+        def protocol() -> asyncio.Protocol:
+            nonlocal made
+            made = True
+            return self._protocol(place)
+
+        try:
+            place.transport = await self._connected(protocol, connected)
+            if place not in self.taken:
+                place.transport.abort()  # given up in this very moment
+        except BaseException as error:
+            place.lost()
+            if not made:
+                connected.close()
+            if not isinstance(error, (OSError, asyncio.CancelledError)):
+                raise
+            _LOG.debug("a connection did not come about: %s", error)
+
+    async def _connected(self, protocol: Callable[[], asyncio.Protocol], connected: socket.socket) -> asyncio.Transport:
+        loop = asyncio.get_running_loop()
+        if connected.family in (socket.AF_INET, socket.AF_INET6):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is None:
+            transport, _ = await loop.connect_accepted_socket(protocol, connected)
+        else:
+            transport, _ = await loop.connect_accepted_socket(
+                protocol,
+                connected,
+                ssl=self._tls(),
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=_CLOSE_NOTIFY_SECONDS,
+            )
+        return transport
+
+    def _turn_away(self, connected: socket.socket) -> None:
+        if self._refusals >= _MAX_REFUSALS:
+            connected.close()
+            return
+        self._refusals += 1
+        self._start(self._tell_full(connected), self._tasks, "turn a connection away")
+
+    async def _tell_full(self, connected: socket.socket) -> None:
+        full: _Full | None = None
+
+        def protocol() -> asyncio.Protocol:
+            nonlocal full
+            full = _Full()
+            return full
+
+        transport: asyncio.Transport | None = None
+        try:
+            async with asyncio.timeout(_REFUSAL_SECONDS):
+                transport = await self._connected(protocol, connected)
+                assert full is not None
+                await full.gone.wait()
+        except OSError:  # TimeoutError is one
+            pass
+        finally:
+            self._refusals -= 1
+            if transport is not None:
+                transport.abort()
+            elif full is None:
+                connected.close()
+
+    def _say(self, text: str, *arguments: object) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._said_at is None or now - self._said_at >= _SAY_AGAIN_SECONDS:
+            self._said_at = now
+            _LOG.warning(text, *arguments)
+
+
+class _Full(asyncio.Protocol):
+    """Answers the first bytes with 503, and lets the other side close: it may still be sending."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self._answered = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if not self._answered and self._transport is not None:
+            self._answered = True
+            self._transport.write(_FULL)
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self.gone.set()

@@ -14,7 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from httppubsubclient import __version__
-from httppubsubclient.cli_connection import BROADCASTERS_VARIABLE, SECRETS_VARIABLE, connection_options
+from httppubsubclient.cli_connection import (
+    BROADCASTERS_VARIABLE,
+    SECRETS_VARIABLE,
+    TLS_VARIABLE,
+    connection_options,
+)
 from httppubsubclient.cli_listen import abandon_stdout, add_listen
 from httppubsubclient.cli_notify import add_notify, notify
 from httppubsubclient.cli_signatures import add_sign, add_verify
@@ -58,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
-    known = (SECRETS_VARIABLE, BROADCASTERS_VARIABLE)
+    known = (SECRETS_VARIABLE, BROADCASTERS_VARIABLE, TLS_VARIABLE)
     for name in environ:
         if name.startswith(_VARIABLE_PREFIX) and name not in known:
             raise ConfigurationError(f"there is no variable {name!r}{_nearest(name, known)}")

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["BROADCASTERS_VARIABLE", "SECRETS_VARIABLE", "broadcasters", "connection_options", "credentials"]
+__all__ = [
+    "BROADCASTERS_VARIABLE",
+    "SECRETS_VARIABLE",
+    "TLS_VARIABLE",
+    "broadcasters",
+    "connection_options",
+    "credentials",
+    "tls_to_broadcasters",
+]
 
 SECRETS_VARIABLE = "HTTPPUBSUB_CLIENT_SECRETS"
 BROADCASTERS_VARIABLE = "HTTPPUBSUB_CLIENT_BROADCASTERS"
+TLS_VARIABLE = "HTTPPUBSUB_CLIENT_TLS"
 DEFAULT_SECRETS = "subscriber-secrets.json"
 
 
@@ -28,6 +38,17 @@ def broadcasters(options: argparse.Namespace) -> list[str] | None:
     return [url.strip() for url in listed.split(",") if url.strip()] or None
 
 
+def tls_to_broadcasters(options: argparse.Namespace) -> dict[str, Path]:
+    """What --tls and --ca-file say, as parameters of HttpPubSubConfig."""
+    if options.tls is None:
+        return {} if options.ca_file is None else {"broadcaster_ca_file": options.ca_file}
+    return {
+        "broadcaster_ca_file": options.ca_file or options.tls / "ca.pem",
+        "broadcaster_client_certfile": options.tls / "subscriber.pem",
+        "broadcaster_client_keyfile": options.tls / "subscriber-key.pem",
+    }
+
+
 def connection_options() -> argparse.ArgumentParser:
     """The options that all commands share."""
     common = argparse.ArgumentParser(add_help=False)
@@ -44,6 +65,16 @@ def connection_options() -> argparse.ArgumentParser:
         action="append",
         help=f"instead of those in the secrets file; may be repeated (or ${BROADCASTERS_VARIABLE}, comma-separated)",
     )
+    tls = os.environ.get(TLS_VARIABLE)
+    common.add_argument(
+        "--tls",
+        type=Path,
+        metavar="DIRECTORY",
+        default=Path(tls) if tls else None,
+        help="the folder of ca.pem, subscriber.pem and subscriber-key.pem, made by httppubsubserver --setup --tls "
+        f"(or ${TLS_VARIABLE})",
+    )
+    common.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust for https broadcasters")
     common.add_argument(
         "--timeout",
         type=float,

@@ -14,9 +14,9 @@ import stat
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from httppubsubclient.cli_connection import broadcasters, credentials
+from httppubsubclient.cli_connection import broadcasters, credentials, tls_to_broadcasters
 from httppubsubclient.protocol.topics import encode_topic, topic_to_json
 
 __all__ = ["abandon_stdout", "add_listen"]
@@ -184,9 +184,17 @@ def _subscriber_config(options: argparse.Namespace) -> Any:
     address, port = options.bind
     send_auth, receive_auth = credentials(options)
     shown_address = f"[{address}]" if ":" in address else address
+    bind: dict[str, Any] = {"type": "uvicorn", "address": address, "port": port}
+    if options.tls is not None:
+        bind |= {
+            "ssl_certfile": options.tls / "subscriber.pem",
+            "ssl_keyfile": options.tls / "subscriber-key.pem",
+            "ssl_ca_certs": options.tls / "ca.pem",
+        }
     return HttpPubSubConfig(
-        bind={"type": "uvicorn", "address": address, "port": port},
-        host=options.host or f"http://{shown_address}:{port}",
+        bind=cast(Any, bind),
+        host=options.host or f"{'http' if options.tls is None else 'https'}://{shown_address}:{port}",
+        **cast(Any, tls_to_broadcasters(options)),
         send_auth=send_auth,
         receive_auth=receive_auth,
         broadcasters=broadcasters(options),

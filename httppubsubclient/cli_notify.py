@@ -12,9 +12,9 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from httppubsubclient.cli_connection import broadcasters, credentials
+from httppubsubclient.cli_connection import broadcasters, credentials, tls_to_broadcasters
 from httppubsubclient.protocol.errors import InvalidRequest
 
 __all__ = ["add_notify", "notify"]
@@ -171,6 +171,7 @@ def _publisher_config(options: argparse.Namespace) -> Any:
         receive_auth=receive_auth,
         broadcasters=broadcasters(options),
         request_timeout_seconds=options.timeout,
+        **cast(Any, tls_to_broadcasters(options)),
     )
 
 

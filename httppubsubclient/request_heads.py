@@ -379,9 +379,13 @@ def _with_h11() -> Any:
         size = sum(len(name) + len(value) + 4 for name, value in fields)
         if len(fields) > MAX_HEADERS or size > MAX_HEAD_BYTES:
             raise h11.RemoteProtocolError("too large", error_status_hint=431)
+        if request.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("another version")
         if len(request.target) > MAX_TARGET_BYTES:
             raise h11.RemoteProtocolError("too long", error_status_hint=414)
         named = {name: value.lower() for name, value in request.headers}
+        if b"content-length" in named and b"transfer-encoding" in named:
+            raise h11.RemoteProtocolError("two lengths")  # it would choose one; who stands before us, maybe the other
         if request.method == b"CONNECT" or (b"upgrade" in named and b"upgrade" in named.get(b"connection", b"")):
             raise h11.RemoteProtocolError(_UPGRADE_FAULT)
 

@@ -1,5 +1,5 @@
-"""`httppubsubserver --setup | --rotate | serve | deliveries`: set a broadcaster up, renew its keys, run it, look after
-what it owes.
+"""`httppubsubserver --setup | --rotate | --renew-certificates | serve | deliveries`: set a broadcaster up, renew its
+keys and certificates, run it, look after what it owes.
 
 Every setting is a flag of `serve`. What went wrong goes to stderr in one line. Exit status: 0 done, 1 something is
 wrong, 2 wrong usage. What a command does not need is not imported: setting up knows no web framework.
@@ -17,14 +17,15 @@ from pathlib import Path
 from httppubsubclient import __version__
 from httppubsubclient.protocol.errors import PubSubError
 from httppubsubserver.provision import BROADCASTER_FILE, DEFAULT_DATABASE, DEFAULT_URL, rotate, set_up
+from httppubsubserver.provision_tls import renew_certificates
 
 __all__ = ["main"]
 
 _AUTH_TYPES = ("hmac", "token", "none")
 
-_ALONE = ("--setup", "--rotate", "serve", "deliveries")
+_ALONE = ("--setup", "--rotate", "--renew-certificates", "serve", "deliveries")
 _OF_THE_CLIENT = ("notify", "listen", "sign", "verify")
-_SETUP_ONLY = ("db", "to_broadcasters_auth", "to_subscribers_auth", "broadcaster_url", "force")
+_SETUP_ONLY = ("db", "to_broadcasters_auth", "to_subscribers_auth", "broadcaster_url", "tls", "force")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,28 +72,43 @@ def _set_up_or_rotate(given: Sequence[str]) -> int:
     options = _parsed(parser, given)
     if options.rotate:
         return _rotate(parser, options)
+    if options.renew_certificates:
+        return _renew_certificates(parser, options)
     if options.setup:
         return _set_up(parser, options)
-    return parser.error("say what to do: --setup, --rotate, serve or deliveries")
+    return parser.error("say what to do: --setup, --rotate, --renew-certificates, serve or deliveries")
 
 
 def _set_up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if "grace_seconds" in options:
         parser.error("--grace-seconds belongs to --rotate")
+    if "subscriber_host" in options and "tls" not in options:
+        parser.error("--subscriber-host is for a certificate: it goes with --tls")
     steps = set_up(
         options.directory,
         db=getattr(options, "db", DEFAULT_DATABASE),
         to_broadcasters=getattr(options, "to_broadcasters_auth", "hmac"),
         to_subscribers=getattr(options, "to_subscribers_auth", "hmac"),
         broadcaster_urls=getattr(options, "broadcaster_url", ()),
+        tls="tls" in options,
+        subscriber_hosts=getattr(options, "subscriber_host", ()),
         force=getattr(options, "force", False),
     )
     print(steps, end="")
     return 0
 
 
+def _renew_certificates(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    for name in (*_SETUP_ONLY, "grace_seconds"):
+        if name in options:
+            parser.error(f"--{name.replace('_', '-')} does not belong to --renew-certificates")
+    hosts = getattr(options, "subscriber_host", ())
+    print(renew_certificates(options.directory, subscriber_hosts=hosts), end="")
+    return 0
+
+
 def _rotate(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    for name in _SETUP_ONLY:
+    for name in (*_SETUP_ONLY, "subscriber_host"):
         if name in options:
             parser.error(f"--{name.replace('_', '-')} belongs to --setup alone; rotating changes keys only")
     print(rotate(options.directory, grace_seconds=getattr(options, "grace_seconds", 86_400)), end="")
@@ -139,17 +155,20 @@ def _parser() -> argparse.ArgumentParser:
     """Everything but `serve`. Options that are not given are not in the namespace, so that misplaced ones show."""
     parser = argparse.ArgumentParser(
         prog="httppubsubserver",
-        usage="httppubsubserver --setup | --rotate | serve | deliveries | --version [options]",
+        usage="httppubsubserver --setup | --rotate | --renew-certificates | serve | deliveries | --version [options]",
         description="Publish/subscribe over plain HTTP: the broadcaster.",
         epilog="`httppubsubserver serve` runs a broadcaster; `httppubsubserver serve --help` lists its settings. "
         "`httppubsubserver deliveries --help`: what became of durable messages, and sending them again.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.set_defaults(setup=False, rotate=False, directory=Path())
+    parser.set_defaults(setup=False, rotate=False, renew_certificates=False, directory=Path())
     parser.add_argument("--version", action="version", version=f"httppubsub {__version__}")
     parser.add_argument("--setup", action="store_true", help="write secrets for both sides and a main.py to start from")
     parser.add_argument("--rotate", action="store_true", help="add new keys; the present ones end after the grace")
+    parser.add_argument(
+        "--renew-certificates", action="store_true", help="new certificates by the authority that --setup --tls made"
+    )
     parser.add_argument(
         "--directory", type=Path, metavar="D", help="the folder of the files (default: the current one)"
     )
@@ -173,6 +192,16 @@ def _add_setup_options(group: argparse._ArgumentGroup) -> None:
         action="append",
         metavar="URL",
         help=f"how others reach a broadcaster; again for more of them (default: {DEFAULT_URL})",
+    )
+    group.add_argument(
+        "--tls", action="store_true", help="make a private certificate authority, and certificates for both sides"
+    )
+    group.add_argument(
+        "--subscriber-host",
+        action="append",
+        metavar="HOST",
+        help="with --tls or --renew-certificates: a name or address that broadcasters call listeners at; may be "
+        "repeated (localhost always is one)",
     )
     group.add_argument("--force", action="store_true", help="overwrite what is there")
 

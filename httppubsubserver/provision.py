@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,9 @@ from urllib.parse import quote, unquote_to_bytes
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
 from httppubsubclient.protocol.keys import Credentials, Key, Secrets, secrets_from_json, secrets_to_json
+from httppubsubserver import provision_tls
+from httppubsubserver.private_files import write_private
+from httppubsubserver.provision_tls import DEFAULT_TLS_URL
 
 __all__ = ["BROADCASTER_FILE", "DEFAULT_DATABASE", "DEFAULT_URL", "MAX_LIVE_KEYS", "AuthType", "rotate", "set_up"]
 
@@ -69,7 +71,7 @@ app = create_app(
         defaults={{
             "db": {db},
             "secrets_file": {secrets_file},
-        }},
+{more}        }},
         defaults_directory=Path(__file__).resolve().parent,
     )
 )
@@ -117,21 +119,29 @@ def set_up(
     to_broadcasters: AuthType = "hmac",
     to_subscribers: AuthType = "hmac",
     broadcaster_urls: Sequence[str] = (),
+    tls: bool = False,
+    subscriber_hosts: Sequence[str] = (),
     force: bool = False,
 ) -> str:
     """Write the two secrets files and main.py into `directory`, which is made; returns what to do next.
 
     A relative SQLite path lies beside main.py; its folder is made, too. Without `force` nothing that exists is
-    overwritten.
+    overwritten. With `tls` a private certificate authority and the certificates of both sides are made, too, for the
+    hosts of the URLs and for `subscriber_hosts`.
     Raises `ConfigurationError`.
     """
-    urls = tuple(_checked_url(url) for url in broadcaster_urls) or (DEFAULT_URL,)
+    urls = tuple(_checked_url(url) for url in broadcaster_urls) or (DEFAULT_TLS_URL if tls else DEFAULT_URL,)
+    if tls:
+        provision_tls.check_urls(urls)
     _check_database(db)
     site = _Site(directory.resolve())
     try:
         site.directory.mkdir(parents=True, exist_ok=True)
         with site.locked():
-            existing = [str(path) for path in (site.broadcaster, site.subscriber, site.main) if path.exists()]
+            certificates = provision_tls.certificate_files(site.directory) if tls else ()
+            existing = [
+                str(path) for path in (site.broadcaster, site.subscriber, site.main, *certificates) if path.exists()
+            ]
             if existing and not force:
                 raise ConfigurationError(
                     f"not overwritten: {', '.join(existing)}. --rotate replaces keys while everything runs on; "
@@ -143,9 +153,11 @@ def set_up(
                 to_subscribers=_new_credentials(to_subscribers, "to-subscribers", urls),
                 broadcasters=urls,
             )
-            _write(site.broadcaster, _as_text(made), keep_mode=False)
-            _write(site.subscriber, _as_text(made), keep_mode=False)
-            _write(site.main, _main_text(site, db, urls), mode=0o644, keep_mode=False)
+            if tls:
+                provision_tls.make_certificates(site.directory, urls, subscriber_hosts)
+            write_private(site.broadcaster, _as_text(made))
+            write_private(site.subscriber, _as_text(made))
+            write_private(site.main, _main_text(site, db, urls, tls=tls), mode=0o644)
     except OSError as error:
         raise _not_written(site, error) from None
     return _setup_steps(
@@ -158,6 +170,7 @@ def set_up(
             if kind == "none"
         ],
         made_folder=made_folder,
+        tls=tls,
     )
 
 
@@ -204,10 +217,16 @@ def _new_key(kind: AuthType, direction: str, *, use_after: float = 0) -> Key:
     return Key(f"{direction}-{secrets.token_hex(4)}", secret, use_after=use_after)
 
 
-def _main_text(site: _Site, db: str, urls: Sequence[str]) -> str:
+def _main_text(site: _Site, db: str, urls: Sequence[str], *, tls: bool) -> str:
     # In a docstring, where a path may hold anything.
-    command = _uvicorn_command(site, urls).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    return _MAIN.format(command=command, db=_literal(db), secrets_file=_literal(BROADCASTER_FILE))
+    command = _uvicorn_command(site, urls, tls=tls).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    more = provision_tls.main_defaults() if tls else {}
+    return _MAIN.format(
+        command=command,
+        db=_literal(db),
+        secrets_file=_literal(BROADCASTER_FILE),
+        more="".join(f'            "{name}": "{value}",\n' for name, value in more.items()),
+    )
 
 
 def _literal(text: str) -> str:
@@ -215,15 +234,16 @@ def _literal(text: str) -> str:
     return f'"{text}"' if repr(text) == f"'{text}'" and '"' not in text else repr(text)
 
 
-def _uvicorn_command(site: _Site, urls: Sequence[str]) -> str:
-    host, port = _listening(urls)
-    return shlex.join(["uvicorn", "--app-dir", str(site.directory), "main:app", "--host", host, "--port", str(port)])
+def _uvicorn_command(site: _Site, urls: Sequence[str], *, tls: bool) -> str:
+    host, port = _listening(urls, tls=tls)
+    command = ["uvicorn", "--app-dir", str(site.directory), "main:app", "--host", host, "--port", str(port)]
+    return shlex.join(command + (provision_tls.uvicorn_flags(site.directory) if tls else []))
 
 
-def _listening(urls: Sequence[str]) -> tuple[str, int]:
+def _listening(urls: Sequence[str], *, tls: bool) -> tuple[str, int]:
     """Where to listen so that the first of the URLs leads here, as far as a URL can tell."""
     url = parse_callback_url(urls[0])
-    if url.scheme == "https" or url.port == 80:  # somebody in front of us passes it on
+    if (url.scheme == "https" and not tls) or url.port == 80:  # somebody in front of us passes it on
         return "127.0.0.1", _DEFAULT_PORT
     if url.host in ("127.0.0.1", "localhost"):
         return "127.0.0.1", url.port
@@ -231,21 +251,32 @@ def _listening(urls: Sequence[str]) -> tuple[str, int]:
 
 
 def _setup_steps(
-    site: _Site, db: str, urls: Sequence[str], *, unauthenticated: Sequence[str], made_folder: Path | None
+    site: _Site,
+    db: str,
+    urls: Sequence[str],
+    *,
+    unauthenticated: Sequence[str],
+    made_folder: Path | None,
+    tls: bool,
 ) -> str:
-    host, port = _listening(urls)
+    host, port = _listening(urls, tls=tls)
     path = db.removeprefix("sqlite:///")
     if not path.startswith("/") and path != ":memory:":
         db = f"sqlite:///{quote(os.fsencode(site.directory))}/{path}"
     serve = ["httppubsubserver", "serve", "--secrets", str(site.broadcaster), "--db", db]
     serve += ["--host", host, "--port", str(port)]
     client = ["--secrets", str(site.subscriber)]
+    if tls:
+        serve += provision_tls.serve_flags(site.directory)
+        client += provision_tls.client_flags(site.directory)
     lines = [
         "Made:",
         f"  {site.broadcaster}   for the broadcaster; keep it secret",
         f"  {site.subscriber}   for those who subscribe and publish: copy it to them, keep it secret",
         f"  {site.main}   the broadcaster as an application",
     ]
+    if tls:
+        lines += provision_tls.tls_made(site.directory)
     if made_folder is not None:
         lines.append(f"  {made_folder}/   for the database, which is made at the first start")
     if unauthenticated:
@@ -258,11 +289,12 @@ def _setup_steps(
         "Start the broadcaster:",
         f"  {shlex.join(serve)}",
         "or, the same with uvicorn:",
-        f"  {_uvicorn_command(site, urls)}",
+        f"  {_uvicorn_command(site, urls, tls=tls)}",
         "",
         "Then, from a second and a third terminal:",
         f"  {shlex.join(['httppubsubclient', 'listen', *client, 'foo/*'])}",
         f"  {shlex.join(['httppubsubclient', 'notify', *client, 'foo/bar', '--data', 'hello'])}",
+        *(provision_tls.tls_notes(site.directory) if tls else ()),
         "",
     ]
     return "\n".join(lines)
@@ -293,8 +325,8 @@ def rotate(directory: Path, *, grace_seconds: int = 86_400, now: float | None = 
             )
             # Where the broadcasters are may be said differently to the two sides.
             urls = _read(site.subscriber).broadcasters if site.subscriber.exists() else present.broadcasters
-            _write(site.broadcaster, _as_text(rotated), keep_mode=True)
-            _write(site.subscriber, _as_text(replace(rotated, broadcasters=urls)), keep_mode=True)
+            write_private(site.broadcaster, _as_text(rotated), keep_mode=True)
+            write_private(site.subscriber, _as_text(replace(rotated, broadcasters=urls)), keep_mode=True)
     except OSError as error:
         raise _not_written(site, error) from None
     return _rotate_steps(site, rotated, at, grace_seconds)
@@ -363,34 +395,6 @@ def _read(path: Path) -> Secrets:
         raise ConfigurationError(f"{path} is not JSON") from None
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error.detail}") from None
-
-
-def _write(path: Path, text: str, *, mode: int = 0o600, keep_mode: bool) -> None:
-    """Put a file in place as a whole or not at all; one that it replaces keeps its owner, and its mode if asked."""
-    path = path.resolve()  # where a link leads to
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            with contextlib.suppress(FileNotFoundError):
-                present = path.stat()
-                if (present.st_uid, present.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(file.fileno(), present.st_uid, present.st_gid)
-                if keep_mode:
-                    mode = present.st_mode & 0o7777
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _not_written(site: _Site, error: OSError) -> ConfigurationError:

@@ -66,6 +66,8 @@ SERVER_ROWS = [
     {"http_deliveries", "http_notify"},
     {"http_api"},
     {"app"},
+    {"certificates", "private_files"},
+    {"provision_tls"},
     {"provision", "serving"},
     {"cli_deliveries"},
     {"cli"},

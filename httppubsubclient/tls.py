@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import httpx
+import certifi
 
 from httppubsubclient.protocol.errors import ConfigurationError
 
@@ -84,11 +84,11 @@ class Identity(NamedTuple):
 
     def load_into(self, context: ssl.SSLContext, now: datetime | None = None) -> None:
         """Show this certificate from now on. Raises `ConfigurationError`; the context is as it was then."""
-        self._warn_if_open()
         self.ends_at(_utc_now() if now is None else now)
         # A context that has taken a certificate and then not its key is of no use: the first try is another's.
         self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         self._load(context)
+        self._warn_if_open()
 
     def state(self) -> tuple[tuple[int, int, int], ...]:
         """Something that changes when the files do. Raises `OSError`."""
@@ -222,14 +222,17 @@ def client_context(
 ) -> ssl.SSLContext:
     """Whom to trust, and the certificate to show if the server asks for one. Raises `ConfigurationError`.
 
-    Without `ca_file` those that httpx trusts: certifi's, whatever SSL_CERT_FILE says.
+    Without `ca_file` those of certifi, which comes with httpx, whatever SSL_CERT_FILE says.
     """
+    # Not ssl.create_default_context: that writes the keys of every connection to where SSLKEYLOGFILE says.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["http/1.1"])
     if ca_file is None:
-        context = httpx.create_ssl_context(trust_env=False)
+        context.load_verify_locations(certifi.where())
     else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         _trust(context, Path(ca_file), ca_setting)
-    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     if identity is not None:
         identity.load_into(context)
         left = identity.ends_at(_utc_now()) - _utc_now()

@@ -10,6 +10,9 @@ The form of a secrets file, the same for both sides:
      "to_broadcasters": {"type": "hmac", "keys": [{"id": "k1", "secret": "<base64 of 24 bytes or more>"}]},
      "to_subscribers": {"type": "token", "keys": [{"id": "t1", "secret": "<24 or more visible ASCII characters>",
                                                    "use_after": 1790000000, "valid_until": 1800000000}]}}
+
+A key in `to_broadcasters` may also say what it may do (permissions.py) and whose it is: `owner`, by default its own id.
+What is made with one key of an owner belongs to all of them; so it survives that a key is replaced.
 """
 
 from __future__ import annotations
@@ -17,11 +20,18 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
+from httppubsubclient.protocol.permissions import (
+    PERMISSION_MEMBERS,
+    Permissions,
+    permissions_from_json,
+    permissions_to_json,
+)
 
 __all__ = [
     "MAX_KEYS",
@@ -36,9 +46,13 @@ __all__ = [
 
 MIN_SECRET_LENGTH: Final = 24
 MAX_SECRET_LENGTH: Final = 512
-MAX_KEYS: Final = 32
+MAX_KEYS: Final = 256
+"""Of one direction."""
 
 _KEY_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}", re.ASCII)
+_PERMISSIONS: Final = PERMISSION_MEMBERS - {"valid_until"}
+"""Those that a key has beside its end."""
+_KEY_MEMBERS: Final = frozenset({"id", "secret", "use_after", "valid_until"})
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)
 
 
@@ -54,10 +68,18 @@ class Key:
     """Not used for signing before; accepted at any time, so that it can be handed out first."""
     valid_until: float | None = None
     """From then on neither used nor accepted."""
+    owner: str = ""
+    """Whose what is made with it is; in the form of an id. Left out: its own id."""
+    permissions: Permissions = Permissions()
+    """Of requests to a broadcaster. Their `valid_until` is not used: the key's own is."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not _KEY_ID.fullmatch(self.id):
             raise ConfigurationError("the id of a key is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -")
+        if not self.owner:
+            object.__setattr__(self, "owner", self.id)
+        if not isinstance(self.owner, str) or not _KEY_ID.fullmatch(self.owner):
+            raise ConfigurationError(f"the owner of the key {self.id!r} is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -")
         if not isinstance(self.secret, bytes) or not self.secret:
             raise ConfigurationError(f"the secret of the key {self.id!r} is bytes, at least one")
 
@@ -70,11 +92,13 @@ class Credentials:
     keys: tuple[Key, ...] = ()
     broadcasters: tuple[str, ...] = ()
     """URLs of the broadcasters that these are for, from the secrets file."""
+    _by_id: dict[str, Key] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_id", {key.id: key for key in self.keys})
         if self.type not in ("hmac", "token", "none"):
             raise ConfigurationError(f"the type of credentials is 'hmac', 'token' or 'none', not {self.type!r}")
-        if len({key.id for key in self.keys}) != len(self.keys):
+        if len(self._by_id) != len(self.keys):
             raise ConfigurationError("two keys have the same id")
         if self.type == "token" and not all(_TOKEN.fullmatch(key.secret.decode("latin-1")) for key in self.keys):
             raise ConfigurationError("a token consists of visible ASCII characters")
@@ -96,10 +120,7 @@ class Credentials:
 
     def key(self, key_id: str) -> Key | None:
         """The key with this id, whether or not it is valid now."""
-        for key in self.keys:
-            if key.id == key_id:
-                return key
-        return None
+        return self._by_id.get(key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +170,9 @@ def _credentials_to_json(credentials: Credentials) -> dict[str, Any]:
             fields["use_after"] = key.use_after
         if key.valid_until is not None:
             fields["valid_until"] = key.valid_until
-        keys.append(fields)
+        if key.owner != key.id:
+            fields["owner"] = key.owner
+        keys.append(fields | permissions_to_json(key.permissions))
     return {"type": credentials.type, "keys": keys}
 
 
@@ -176,17 +199,28 @@ def _credentials(obj: object, place: str, broadcasters: tuple[str, ...]) -> Cred
         raise ConfigurationError(f"{place}.keys is a list of at most {MAX_KEYS} keys")
     if (kind == "none") == bool(entries):
         raise ConfigurationError(f"{place}.keys has no key with the type none, and at least one with any other")
-    keys = tuple(_key(entry, f"{place}.keys[{number}]", kind) for number, entry in enumerate(entries))
+    keys = tuple(
+        _key(entry, f"{place}.keys[{number}]", kind, may_be_restricted=place == "to_broadcasters")
+        for number, entry in enumerate(entries)
+    )
     if len({key.id for key in keys}) != len(keys):
         raise ConfigurationError(f"{place}.keys has two keys with the same id")
     return Credentials(kind, keys, broadcasters)
 
 
-def _key(obj: object, place: str, kind: str) -> Key:
-    fields = _object(obj, place, {"id", "secret", "use_after", "valid_until"})
+def _key(obj: object, place: str, kind: str, *, may_be_restricted: bool) -> Key:
+    fields = _object(obj, place, _KEY_MEMBERS | _PERMISSIONS | {"owner"})
+    if not may_be_restricted:
+        for name in sorted(fields.keys() - _KEY_MEMBERS):
+            raise ConfigurationError(
+                f"{place}.{name} means nothing here: it is for keys of to_broadcasters, which say who may do what"
+            )
     key_id, secret = fields.get("id"), fields.get("secret")
     if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
         raise ConfigurationError(f"{place}.id is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -")
+    owner = fields.get("owner", key_id)
+    if not isinstance(owner, str) or not _KEY_ID.fullmatch(owner):
+        raise ConfigurationError(f"{place}.owner is 1 to 64 characters of A-Z a-z 0-9 . _ ~ -")
     if not isinstance(secret, str):
         raise ConfigurationError(f"{place}.secret is missing or not a string")
     use_after = _moment(fields.get("use_after", 0), f"{place}.use_after")
@@ -196,6 +230,8 @@ def _key(obj: object, place: str, kind: str) -> Key:
         secret=_hmac_secret(secret, place) if kind == "hmac" else _token(secret, place),
         use_after=use_after,
         valid_until=None if valid_until is None else _moment(valid_until, f"{place}.valid_until"),
+        owner=owner,
+        permissions=permissions_from_json({name: fields[name] for name in fields.keys() & _PERMISSIONS}, place),
     )
 
 
@@ -228,7 +264,7 @@ def _moment(value: object, place: str) -> float:
     return value
 
 
-def _object(obj: object, place: str, known: set[str]) -> dict[str, Any]:
+def _object(obj: object, place: str, known: Set[str]) -> dict[str, Any]:
     if not isinstance(obj, dict):
         raise ConfigurationError(f"{place} is not a JSON object")
     for name in obj:

@@ -29,6 +29,7 @@ from httppubsubclient.protocol.credentials import (
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest, PubSubError, Unauthorized
 from httppubsubclient.protocol.explanations import Step, explain_delivery, explain_request
 from httppubsubclient.protocol.messages import Notification, delivery_headers
+from httppubsubclient.protocol.permissions import Permissions, Quotas
 from httppubsubclient.protocol.signatures import content_digest
 
 NOW = 1_790_000_000
@@ -397,6 +398,51 @@ def test_a_fault_in_a_secrets_file_is_named_by_its_place_and_nothing_else(path: 
     assert SECRET.decode() not in str(caught.value)
 
 
+PERMITTED: dict[str, Any] = {
+    "owner": "partner",
+    "publish": ["orders/eu/**"],
+    "subscribe": [],
+    "admin": True,
+    "quotas": {"subscriptions": 20, "messages_per_second": 0.5, "bytes_per_second": 1000},
+    "valid_until": NOW + 5,
+}
+
+
+def test_a_key_says_whose_it_is_and_what_it_may_do() -> None:
+    content = changed(KEY, {**FILE["to_broadcasters"]["keys"][1], **PERMITTED})
+    plain, key = secrets_from_json(content).to_broadcasters.keys
+    assert (plain.owner, plain.permissions) == ("k1", Permissions())
+    assert (key.owner, key.valid_until) == ("partner", NOW + 5)
+    assert key.permissions == Permissions(("orders/eu/**",), (), True, Quotas(20, 0.5, 1000))
+    assert json.loads(json.dumps(secrets_to_json(secrets_from_json(content)))) == content
+
+
+def test_what_a_key_may_do_is_never_more_for_a_fault_in_the_file() -> None:
+    for name in ("publsh", "Subscribe", "topics", "permissions", "quota", "expires", "owners"):
+        with pytest.raises(ConfigurationError, match=rf"keys\[1\] has the member '{name}'"):
+            secrets_from_json(changed(f"{KEY}/{name}", []))
+    for path, value, place in [
+        ("owner", "", r"keys\[1\]\.owner"),
+        ("owner", None, r"keys\[1\]\.owner"),
+        ("owner", "jwt:sub", r"keys\[1\]\.owner"),
+        ("owner", "x" * 65, r"keys\[1\]\.owner"),
+        ("publish", None, r"keys\[1\]\.publish"),
+        ("publish", "**", r"keys\[1\]\.publish"),
+        ("subscribe", ["a", "[b"], r"keys\[1\]\.subscribe\[1\]"),
+        ("admin", 1, r"keys\[1\]\.admin"),
+        ("quotas", {"messages": 1}, r"keys\[1\]\.quotas has the member 'messages'"),
+        ("quotas", {"subscriptions": -1}, r"keys\[1\]\.quotas\.subscriptions"),
+    ]:
+        with pytest.raises(ConfigurationError, match=place):
+            secrets_from_json(changed(f"{KEY}/{path}", value))
+
+
+@pytest.mark.parametrize("name", [name for name in PERMITTED if name != "valid_until"])
+def test_keys_of_the_other_direction_have_no_permissions(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"to_subscribers\.keys\[0\]\.{name} means nothing here"):
+        secrets_from_json(changed(f"to_subscribers/keys/0/{name}", PERMITTED[name]))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -419,6 +465,7 @@ def test_random_json_raises_nothing_but_configuration_errors(value: Any, path: s
         lambda: Key(None, b"x"),  # type: ignore[arg-type]
         lambda: Key("k", b""),
         lambda: Key("k", "text"),  # type: ignore[arg-type]
+        lambda: Key("k", b"x", owner="jwt:someone"),
         lambda: Credentials("basic"),  # type: ignore[arg-type]
         lambda: Credentials("hmac", (Key("k", b"a"), Key("k", b"b"))),
         lambda: Credentials("token", (Key("k", b"a b"),)),

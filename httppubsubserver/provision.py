@@ -1,36 +1,31 @@
 """`--setup` and `--rotate`: the secrets files of both sides, a main.py to start from, and what to do with them.
 
-Both files hold the same keys; each direction has keys of its own. Rotation adds a key and lets the present ones end:
-
-    now ............... now + grace/2 ............... now + grace
-    signed with the old key | signed with the new key  |
-    old and new keys are taken ........................| only the new one
-
-so that everybody who is restarted with the new files during the first half, in any order, understands everybody else
-all the time. Nothing but the standard library and the core is imported here: this is how people meet the project.
+Both files hold the same keys, until an operator adds some for others to the broadcaster's; each direction has keys of
+its own. Rotation (rotation.py) adds keys and lets the present ones end, so that everybody who is restarted with the new
+files during the first half of the grace, in any order, understands everybody else all the time. Nothing but the
+standard library and the core is imported here: this is how people meet the project.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
-import secrets
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
-from httppubsubclient.protocol.keys import Credentials, Key, Secrets, secrets_from_json, secrets_to_json
+from httppubsubclient.protocol.keys import Credentials, Secrets, secrets_from_json, secrets_to_json
 from httppubsubserver import provision_tls
 from httppubsubserver.private_files import write_private
 from httppubsubserver.provision_tls import DEFAULT_TLS_URL
+from httppubsubserver.rotation import MAX_LIVE_KEYS, Rotated, new_key, rotated_secrets, shown_moment
 
 __all__ = ["BROADCASTER_FILE", "DEFAULT_DATABASE", "DEFAULT_URL", "MAX_LIVE_KEYS", "AuthType", "rotate", "set_up"]
 
@@ -43,11 +38,6 @@ MAIN_FILE = "main.py"
 DEFAULT_DATABASE = "sqlite:///httppubsub.sqlite3"
 DEFAULT_URL = "http://127.0.0.1:3003"
 _DEFAULT_PORT = 3003
-
-MAX_LIVE_KEYS = 8
-"""Live keys of one direction; rotating faster than the old ones end is refused."""
-
-_SECRET_BYTES = 32
 
 _MAIN = '''\
 """The broadcaster as an ASGI application:
@@ -207,14 +197,7 @@ def _make_database_folder(site: _Site, db: str) -> Path | None:
 
 
 def _new_credentials(kind: AuthType, direction: str, urls: tuple[str, ...]) -> Credentials:
-    return Credentials(kind, () if kind == "none" else (_new_key(kind, direction),), urls)
-
-
-def _new_key(kind: AuthType, direction: str, *, use_after: float = 0) -> Key:
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    if kind == "token":
-        secret = base64.urlsafe_b64encode(secret).rstrip(b"=")
-    return Key(f"{direction}-{secrets.token_hex(4)}", secret, use_after=use_after)
+    return Credentials(kind, () if kind == "none" else (new_key(kind, direction),), urls)
 
 
 def _main_text(site: _Site, db: str, urls: Sequence[str], *, tls: bool) -> str:
@@ -304,7 +287,7 @@ def _setup_steps(
 
 
 def rotate(directory: Path, *, grace_seconds: int = 86_400, now: float | None = None) -> str:
-    """Add a key to each direction that has keys, and let the present ones end; returns what to do next.
+    """Add keys to each direction that has some, and let the present ones end; returns what to do next.
 
     The new keys are signed with from half of the grace on; at its end only they are taken. With a grace of 0 this
     happens at once. `now` is in Unix seconds. Raises `ConfigurationError`, also when there is nothing to rotate.
@@ -318,52 +301,30 @@ def rotate(directory: Path, *, grace_seconds: int = 86_400, now: float | None = 
                 raise ConfigurationError(
                     f"there is nothing to rotate: {site.broadcaster} has no keys, only type 'none'"
                 )
-            rotated = replace(
-                present,
-                to_broadcasters=_rotated(present.to_broadcasters, "to-broadcasters", at, grace_seconds),
-                to_subscribers=_rotated(present.to_subscribers, "to-subscribers", at, grace_seconds),
-            )
-            # Where the broadcasters are may be said differently to the two sides.
-            urls = _read(site.subscriber).broadcasters if site.subscriber.exists() else present.broadcasters
-            write_private(site.broadcaster, _as_text(rotated), keep_mode=True)
-            write_private(site.subscriber, _as_text(replace(rotated, broadcasters=urls)), keep_mode=True)
+            theirs = _read(site.subscriber) if site.subscriber.exists() else None
+            rotated = rotated_secrets(present, theirs, now=at, grace_seconds=grace_seconds)
+            write_private(site.broadcaster, _as_text(rotated.broadcaster), keep_mode=True)
+            write_private(site.subscriber, _as_text(rotated.subscriber), keep_mode=True)
     except OSError as error:
         raise _not_written(site, error) from None
     return _rotate_steps(site, rotated, at, grace_seconds)
 
 
-def _rotated(present: Credentials, direction: str, now: int, grace_seconds: int) -> Credentials:
-    if present.type == "none":
-        return present
-    end = now + grace_seconds
-    kept = tuple(
-        replace(key, valid_until=end if key.valid_until is None else min(key.valid_until, end))
-        for key in present.keys
-        if (key.valid_until is None or key.valid_until > now) and grace_seconds > 0
-    )
-    if len(kept) >= MAX_LIVE_KEYS:
-        first_end = min(key.valid_until or end for key in kept)
-        raise ConfigurationError(
-            f"{direction} has {len(kept)} live keys already, and {MAX_LIVE_KEYS} is the most: the first ends at "
-            f"{_moment(first_end)}; rotate again after that, or with --grace-seconds 0, which ends them all at once"
-        )
-    # No later than the present keys last: there is a key to sign with at every moment.
-    last_end = max((key.valid_until or end for key in kept), default=now)
-    use_after = min(now + grace_seconds // 2, last_end) if kept else 0
-    return replace(present, keys=(*kept, _new_key(present.type, direction, use_after=use_after)))
-
-
-def _rotate_steps(site: _Site, rotated: Secrets, now: int, grace_seconds: int) -> str:
-    keys = [
-        credentials.keys[-1] for credentials in (rotated.to_broadcasters, rotated.to_subscribers) if credentials.keys
-    ]
-    lines = [f"Added {' and '.join(key.id for key in keys)} to:", f"  {site.broadcaster}", f"  {site.subscriber}", ""]
-    switch = min(key.use_after for key in keys)
+def _rotate_steps(site: _Site, rotated: Rotated, now: int, grace_seconds: int) -> str:
+    keys = [key for key in rotated.added if key not in rotated.handed_out]
+    lines = []
+    if keys:
+        lines += [f"Added {' and '.join(key.id for key in keys)} to:", f"  {site.broadcaster}", f"  {site.subscriber}"]
+    if rotated.handed_out:
+        lines += [f"Added to {site.broadcaster} alone, each to be handed to its owner:"]
+        lines += [f"  {key.id}   of {key.owner}" for key in rotated.handed_out]
+    lines.append("")
+    switch = min(key.use_after for key in rotated.added)
     if switch > now:
         lines += [
-            f"Before {_moment(switch)}, in any order: give each broadcaster, subscriber and publisher its new file",
-            "and restart it. They switch to the new keys by themselves at that time;",
-            f"the old keys end at {_moment(now + grace_seconds)}.",
+            f"Before {shown_moment(switch)}, in any order: give each broadcaster, subscriber and publisher its new",
+            "file and restart it. They switch to the new keys by themselves at that time;",
+            f"the old keys end at {shown_moment(now + grace_seconds)}.",
         ]
     else:
         lines += [
@@ -371,10 +332,6 @@ def _rotate_steps(site: _Site, rotated: Secrets, now: int, grace_seconds: int) -
             "until then, those with the old keys and those with the new ones refuse each other.",
         ]
     return "\n".join([*lines, ""])
-
-
-def _moment(unix_seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_seconds))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

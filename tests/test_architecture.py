@@ -68,6 +68,7 @@ SERVER_ROWS = [
     {"app"},
     {"certificates", "private_files"},
     {"provision_tls"},
+    {"rotation"},
     {"provision", "serving"},
     {"cli_deliveries"},
     {"cli"},

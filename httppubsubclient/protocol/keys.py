@@ -52,6 +52,7 @@ MAX_KEYS: Final = 256
 _KEY_ID = re.compile(r"[A-Za-z0-9._~-]{1,64}", re.ASCII)
 _PERMISSIONS: Final = PERMISSION_MEMBERS - {"valid_until"}
 """Those that a key has beside its end."""
+_EVERYTHING: Final = Permissions()
 _KEY_MEMBERS: Final = frozenset({"id", "secret", "use_after", "valid_until"})
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)
 
@@ -70,7 +71,7 @@ class Key:
     """From then on neither used nor accepted."""
     owner: str = ""
     """Whose what is made with it is; in the form of an id. Left out: its own id."""
-    permissions: Permissions = Permissions()
+    permissions: Permissions = _EVERYTHING
     """Of requests to a broadcaster. Their `valid_until` is not used: the key's own is."""
 
     def __post_init__(self) -> None:

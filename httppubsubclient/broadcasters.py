@@ -39,6 +39,7 @@ from httppubsubclient.protocol.errors import (
     ConfigurationError,
     PreconditionFailed,
     PubSubError,
+    QuotaExceeded,
     Unavailable,
     from_problem,
 )
@@ -164,7 +165,8 @@ class Broadcasters:
         `retry_seconds`, nothing lasts longer than `deadline_seconds`; one attempt lasts at most `attempt_seconds`,
         by default its share of the time that is left, so that a broadcaster that hangs leaves time for the others.
         What is answered may be large when `open_body` says where it goes; it is asked anew for each attempt.
-        Raises the error that a broadcaster's problem document stands for, or `BroadcastersUnavailable`.
+        Raises the error that a broadcaster's problem document stands for, or `BroadcastersUnavailable`. What is beyond
+        a quota (`QuotaExceeded`) is tried again only where the broadcaster says when.
         """
         if not self._urls:
             raise ConfigurationError("no broadcaster is known")
@@ -185,6 +187,7 @@ class Broadcasters:
             left = start + deadline_seconds - loop.time()
             left = min(left, attempt_seconds or left / (len(urls) - tried % len(urls)))
             request: _Request | None = None
+            exceeded: QuotaExceeded | None = None
             try:
                 async with asyncio.timeout(left), self._turn:
                     request = _Request(self._http, self._credentials, method, url, path, query, sent_headers, body)
@@ -199,8 +202,9 @@ class Broadcasters:
                 outcome = verdict(answer.status)
                 if outcome is Verdict.ACCEPTED:
                     return answer
-                if outcome is not Verdict.AGAIN:
-                    raise _refusal(method, path, answer)
+                exceeded = _exceeded(method, path, answer)
+                if outcome is not Verdict.AGAIN or (exceeded is not None and exceeded.retry_after_seconds is None):
+                    raise exceeded or _refusal(method, path, answer)
                 answers[url] = _what_it_said(answer)
                 retry_after = retry_after_seconds(answer.headers.get("retry-after"), time.time())
                 ambiguous = answer.status not in (429, 503)
@@ -212,6 +216,8 @@ class Broadcasters:
                 await asyncio.sleep(pause)
                 if loop.time() < no_attempt_from:
                     continue
+            if exceeded is not None and not maybe_processed:
+                raise exceeded
             raise _unavailable(
                 method, path, answers, loop.time() - start, ambiguous=maybe_processed, retry_after=retry_after
             )
@@ -373,6 +379,17 @@ def _refusal(method: str, path: str, answer: Answer) -> PubSubError:
     error = from_problem(code, text)
     if isinstance(error, PreconditionFailed):
         error.etag = answer.headers.get("etag")
+    return error
+
+
+def _exceeded(method: str, path: str, answer: Answer) -> QuotaExceeded | None:
+    """The error of an answer that says that a quota is used up."""
+    if answer.status != 429:
+        return None
+    error = _refusal(method, path, answer)
+    if not isinstance(error, QuotaExceeded):
+        return None
+    error.retry_after_seconds = retry_after_seconds(answer.headers.get("retry-after"), time.time())
     return error
 
 

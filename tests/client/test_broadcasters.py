@@ -18,6 +18,7 @@ from httppubsubclient.protocol.errors import (
     InvalidRequest,
     InvalidTopic,
     PubSubError,
+    QuotaExceeded,
     TooLarge,
     Unauthorized,
     Unavailable,
@@ -103,6 +104,22 @@ async def test_an_error_of_the_broadcaster_keeps_its_class_and_says_where_it_cam
     broadcaster.next = [refuse(Unauthorized("your clock is 400 s behind"))]
     with pytest.raises(Unauthorized, match="400 s behind"):
         await client.notify(topic=b"foo", data=b"")
+
+
+async def test_a_quota_is_told_as_such_and_waited_for_only_as_long_as_is_said(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster
+) -> None:
+    broadcaster.next = [refuse(QuotaExceeded("this key may have 2 subscriptions"))]
+    with pytest.raises(QuotaExceeded, match=rf"{URL} answered 429 .*2 subscriptions"):
+        await client.notify(topic=b"foo", data=b"")
+    assert len(broadcaster.requests) == 1
+    broadcaster.next = [refuse(QuotaExceeded("too fast"), retry_after="0")]
+    assert (await client.notify(topic=b"foo", data=b"")).message_id == "msg_1"
+    broadcaster.next = [refuse(QuotaExceeded("too fast"), retry_after="3000")]
+    with pytest.raises(QuotaExceeded, match="too fast") as caught:
+        await client.notify(topic=b"foo", data=b"")
+    assert caught.value.retry_after_seconds == 3000
+    assert len(broadcaster.requests) == 4
 
 
 @pytest.mark.parametrize(

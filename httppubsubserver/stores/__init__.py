@@ -19,7 +19,14 @@ from httppubsubclient.protocol.patterns import Pattern, PatternKind
 if TYPE_CHECKING:
     from httppubsubserver.stores.durable import DurableStore
 
-__all__ = ["Changes", "Listed", "Page", "Remembered", "Sealed", "SecretsChange", "Store", "open_store"]
+__all__ = ["Changes", "Listed", "Only", "Page", "Remembered", "Sealed", "SecretsChange", "Store", "open_store"]
+
+
+class Only(str):
+    """An owner for whom there is what is his and nothing else. For others there is also what is nobody's: what was made
+    in the process itself, without keys, or before there were owners."""
+
+    __slots__ = ()
 
 
 class Listed(NamedTuple):

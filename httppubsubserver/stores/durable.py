@@ -248,7 +248,7 @@ class Selection(NamedTuple):
     accepted_until: int | None = None
     """Not included."""
     owner: str | None = None
-    """Only those of subscriptions that this owner has, or nobody; not of those that are gone. None: all."""
+    """Those of subscriptions that this owner has, or nobody (see `Only`), none of those that are gone. None: all."""
 
 
 class DeliveryPage(NamedTuple):
@@ -418,8 +418,11 @@ class DurableStore(Store, Protocol):
         not from here."""
         ...
 
-    async def message(self, message_id: str, *, cursor: str | None, limit: int) -> MessageAndDeliveries | None:
-        """One message and a page of its deliveries; None when it is unknown or no longer kept."""
+    async def message(
+        self, message_id: str, *, cursor: str | None, limit: int, owner: str | None = None
+    ) -> MessageAndDeliveries | None:
+        """One message and a page of its deliveries; None when it is unknown or no longer kept. For an `owner` as in
+        `Selection`, and None when he did not publish it and none of its deliveries is there for him."""
         ...
 
     async def messages_after(

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubserver.stores import Only
 from httppubsubserver.stores.durable import (
     MAX_COUNTED,
     Attempt,
@@ -49,6 +50,11 @@ _WAITING: Final = "SELECT 1 FROM deliveries WHERE ordered = 1 AND state = 'waiti
 _DEAD: Final = "SELECT 1 FROM deliveries INDEXED BY deliveries_dead WHERE state = 'dead'"
 _BLOCKED: Final = "SELECT 1 FROM endpoints WHERE blocked_until > ?"
 _NUMBER: Final = "SELECT number FROM messages WHERE id = ?"
+_IS_SHOWN: Final = (
+    "SELECT EXISTS (SELECT 1 FROM messages WHERE number = ?1 AND owner = ?2) "
+    "OR EXISTS (SELECT 1 FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id "
+    "WHERE d.message = ?1 AND (s.owner = ?2 OR (s.owner IS NULL AND ?3)))"
+)
 _WITHOUT_BODY: Final = MESSAGE.format(body="NULL")
 _WITH_BODY: Final = MESSAGE.format(body="body")
 
@@ -116,8 +122,13 @@ def selected(selection: Selection, row: Row) -> bool:
         and (selection.state is None or row.state == selection.state)
         and (selection.accepted_from is None or row.accepted_at >= selection.accepted_from)
         and (selection.accepted_until is None or row.accepted_at < selection.accepted_until)
-        and (selection.owner is None or row.owner in ("", selection.owner))
+        and (selection.owner is None or _is_there_for(selection.owner, row.owner))
     )
+
+
+def _is_there_for(owner: str, subscriber: str | None) -> bool:
+    """`subscriber` as `Row.owner`."""
+    return subscriber == owner or (subscriber == "" and not isinstance(owner, Only))
 
 
 def _of_message(
@@ -211,14 +222,16 @@ def deliveries(db: sqlite3.Connection, selection: Selection, cursor: str | None,
         return _page(walk(db, selection, place, backwards=True), selection, limit)
 
 
-def message(db: sqlite3.Connection, message_id: str, cursor: str | None, limit: int) -> MessageAndDeliveries | None:
+def message(
+    db: sqlite3.Connection, message_id: str, cursor: str | None, limit: int, owner: str | None = None
+) -> MessageAndDeliveries | None:
     """See `DurableStore.message`."""
     place = None if cursor is None else _place(cursor)
     with snapshot(db):
         number = db.execute(_NUMBER, (message_id,)).fetchone()
-        if number is None:
+        if number is None or (owner is not None and not _is_shown(db, number[0], owner)):
             return None
-        selection = Selection(message_id=message_id)
+        selection = Selection(message_id=message_id, owner=owner)
         page = _page(walk(db, selection, place, backwards=True), selection, limit)
         attempts = tuple(
             Attempted(each.subscription_id, row[0], Attempt(*row[1:]))
@@ -230,6 +243,12 @@ def message(db: sqlite3.Connection, message_id: str, cursor: str | None, limit: 
             )
         )
         return MessageAndDeliveries(stored_message(db.execute(_WITHOUT_BODY, number).fetchone()), page, attempts)
+
+
+def _is_shown(db: sqlite3.Connection, number: int, owner: str) -> bool:
+    """He published it, or a subscription that is there for him brings it."""
+    shown: int = db.execute(_IS_SHOWN, (number, owner, not isinstance(owner, Only))).fetchone()[0]
+    return bool(shown)
 
 
 def _page(walked: Iterator[tuple[Place, Row]], selection: Selection, limit: int) -> DeliveryPage:

@@ -148,9 +148,11 @@ class SqliteDurable:
         """See `DurableStore.deliveries`."""
         return await self._durable_reader.run(lambda db: deliveries(db, selection, cursor, limit))
 
-    async def message(self, message_id: str, *, cursor: str | None, limit: int) -> MessageAndDeliveries | None:
+    async def message(
+        self, message_id: str, *, cursor: str | None, limit: int, owner: str | None = None
+    ) -> MessageAndDeliveries | None:
         """See `DurableStore.message`."""
-        return await self._durable_reader.run(lambda db: message(db, message_id, cursor, limit))
+        return await self._durable_reader.run(lambda db: message(db, message_id, cursor, limit, owner))
 
     async def messages_after(
         self, subscription_id: str, after: int, *, limit: int, max_body_bytes: int = 8 * 1024 * 1024, now: int

@@ -12,7 +12,7 @@ from httppubsubclient.protocol.errors import Forbidden, PreconditionFailed, Quot
 from httppubsubclient.protocol.messages import PERMANENT_UNTIL, SubscribeRequest, Subscription
 from httppubsubclient.protocol.options import DeliveryOptions
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.stores import Changes, Listed, Page, SecretsChange
+from httppubsubserver.stores import Changes, Listed, Only, Page, SecretsChange
 from httppubsubserver.stores.identity import etag_of, new_subscription_id
 from httppubsubserver.stores.sqlite_accept import schedule_of
 from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes, read_version
@@ -47,11 +47,7 @@ _CHANGED: Final = (
     "FROM (SELECT DISTINCT subscription_id FROM subscription_changes WHERE version > ?) "
     "LEFT JOIN subscriptions ON id = subscription_id"
 )
-_OWN: Final = "(?1 IS NULL OR owner IS NULL OR owner = ?1)"
-"""Whether a row is there for the owner that is asked for as the first parameter."""
-_REPLACED: Final = (
-    "SELECT id FROM subscriptions WHERE url = ?2 AND (?1 IS NULL OR owner IS NULL OR owner = ?1 OR expires_at <= ?3)"
-)
+_REPLACED: Final = "SELECT id FROM subscriptions WHERE url = ?2 AND ({own} OR expires_at <= ?3)"
 """All that a new set takes the place of; those that have expired are in the way of a new one, whoever had them."""
 
 
@@ -168,7 +164,7 @@ def subscription_by_id(
 ) -> Subscription | None:
     """See `Store.subscription`."""
     row = db.execute(
-        f"{_SELECT} WHERE {_OWN} AND id = ?2 AND expires_at > ?3", (owner, subscription_id, now)
+        f"{_SELECT} WHERE {_own(owner)} AND id = ?2 AND expires_at > ?3", (owner, subscription_id, now)
     ).fetchone()
     return None if row is None else _from_row(row)
 
@@ -180,9 +176,9 @@ def subscriptions_page(
     # Each of an owner's and of those that are everybody's along an index of their own: a page is never looked for
     # among what is others'.
     of_url = "" if url is None else "AND url = ?1 "
-    wheres = ["?2 IS NULL"] if owner is None or url is not None else ["owner = ?2", "owner IS NULL"]
-    if owner is not None and url is not None:
-        wheres = ["(owner IS NULL OR owner = ?2)"]
+    wheres = ["?2 IS NULL"]
+    if owner is not None:
+        wheres = ["owner = ?2"] if isinstance(owner, Only) else ["owner = ?2", "owner IS NULL"]
     rows = sorted(
         row
         for where in wheres
@@ -195,13 +191,20 @@ def subscriptions_page(
     return Page(page, page[-1].id if len(rows) > limit else None)
 
 
+def _own(owner: str | None) -> str:
+    """The condition that a row is there for the owner, who is the first parameter."""
+    if owner is None:
+        return "TRUE"
+    return "owner = ?1" if isinstance(owner, Only) else "(owner IS NULL OR owner = ?1)"
+
+
 def etag(db: sqlite3.Connection, url: str, owner: str | None, now: int) -> str:
     """See `Store.etag`."""
     return etag_of(_of_url(db, url, owner, now))
 
 
 def _of_url(db: sqlite3.Connection, url: str, owner: str | None, now: int) -> list[Subscription]:
-    rows = db.execute(f"{_SELECT} WHERE {_OWN} AND url = ?2 AND expires_at > ?3", (owner, url, now)).fetchall()
+    rows = db.execute(f"{_SELECT} WHERE {_own(owner)} AND url = ?2 AND expires_at > ?3", (owner, url, now)).fetchall()
     return list(map(_from_row, rows))
 
 
@@ -224,11 +227,13 @@ def replace(
     # A pattern that stands here twice keeps its first place and its last options.
     wanted = {request.pattern: request for request in requests}
     kept = {subscription.id for pattern, subscription in known.items() if pattern in wanted}
-    removed = [row[0] for row in db.execute(_REPLACED, (asking.owner, url, now)) if row[0] not in kept]
+    replaced_rows = _REPLACED.format(own=_own(asking.owner))
+    removed = [row[0] for row in db.execute(replaced_rows, (asking.owner, url, now)) if row[0] not in kept]
     delete_subscriptions(db, removed, now=now)
     for pattern in wanted:
-        if pattern not in known:
-            _check_owner(_same(db, url, pattern), asking)
+        if pattern not in known and (other := _same(db, url, pattern)) is not None:
+            _check_owner(other, asking)
+            known[pattern] = other  # nobody's
     counted = sum(1 for pattern in wanted if pattern not in known or known[pattern].owner is None)
     _check_count(db, asking, now, counted)
     subscriptions = tuple(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
 from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubserver.stores import Only
 from httppubsubserver.stores.durable import Replay, Selection
 from httppubsubserver.stores.sqlite_claims import advance, give_up, lower
 from httppubsubserver.stores.sqlite_deliveries import Row, selected, walk
@@ -147,7 +148,7 @@ def begin_replay(db: sqlite3.Connection, selection: Selection, now: int) -> Repl
     number = db.execute(
         "INSERT INTO replays (selection, requested_at, last_message) "
         "VALUES (?, ?, (SELECT coalesce(max(number), 0) FROM messages))",
-        (json.dumps(selection), now),
+        (json.dumps(_with_owner(selection)), now),
     ).lastrowid
     assert number is not None
     return Replay(number, selection, now, 0, 0, None)
@@ -156,7 +157,19 @@ def begin_replay(db: sqlite3.Connection, selection: Selection, now: int) -> Repl
 def replay_progress(db: sqlite3.Connection, number: int) -> Replay | None:
     """See `DurableStore.replay_progress`."""
     row = db.execute(f"{_REPLAY} number = ?", (number,)).fetchone()
-    return None if row is None else Replay(row[0], Selection(*json.loads(row[1])), *row[2:6])
+    return None if row is None else Replay(row[0], _selection(row[1]), *row[2:6])
+
+
+def _with_owner(selection: Selection) -> Sequence[object]:
+    """As JSON; an owner for whom there is only his own in a list."""
+    return (*selection[:-1], [selection.owner] if isinstance(selection.owner, Only) else selection.owner)
+
+
+def _selection(text: str) -> Selection:
+    values = json.loads(text)
+    if isinstance(values[-1], list):
+        values[-1] = Only(values[-1][0])
+    return Selection(*values)
 
 
 def _replay_some(db: sqlite3.Connection, now: int) -> int:
@@ -164,7 +177,7 @@ def _replay_some(db: sqlite3.Connection, now: int) -> int:
     if row is None:
         return 0
     number, text, _, replayed, skipped, _, place, last_message = row
-    selection = Selection(*json.loads(text))
+    selection = _selection(text)
     walked = walk(db, selection, None if place is None else json.loads(place), backwards=False)
     # All of the slice first: what is made pending leaves the index that is walked along.
     found = list(islice(walked, _SLICE))

@@ -1,43 +1,119 @@
-"""Who may talk to the broadcaster: the proof in a request, checked once and never twice the same."""
+"""Who may talk to the broadcaster: the proof in a request, checked once and never twice the same; and who that is.
+
+A request proves itself with a key of the secrets file, or, where `jwt_issuer` is set, with a token of that issuer
+instead, whatever the type of the keys.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hmac
+import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
 
+from httppubsubclient.protocol.callback_urls import parse_callback_url
+from httppubsubclient.protocol.checks import Proof
 from httppubsubclient.protocol.credentials import Credentials, verify_request
-from httppubsubclient.protocol.errors import Replayed, Unauthorized
-from httppubsubserver.stores import Store
+from httppubsubclient.protocol.errors import ConfigurationError, Forbidden, InvalidUrl, Replayed, Unauthorized
+from httppubsubclient.protocol.permissions import Permissions
+from httppubsubserver.config import ServerConfig
+from httppubsubserver.jwt_keys import IssuerKeys, fetch_jwks, read_jwks_file
+from httppubsubserver.jwt_tokens import JwtTokens, looks_like_jwt, require_pyjwt
+from httppubsubserver.stores import Only, Store
 
-__all__ = ["Authenticator", "Principal"]
+__all__ = ["NOBODY", "Authenticator", "Principal", "check_jwt_settings", "open_jwt_tokens"]
+
+_CHALLENGES: Final = {"hmac": "Signature", "token": "Bearer", "none": None}
+_BEARER = re.compile(r"bearer +([!-~]+) *", re.ASCII | re.IGNORECASE)
 
 
-_CHALLENGES = {"hmac": "Signature", "token": "Bearer", "none": None}
-
-
-class Principal(NamedTuple):
-    """Who made a request: the id of the key that proved it, None where no proof is asked for."""
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who made a request, and what he may do."""
 
     key_id: str | None
+    """The id of the key that proved it; None where no proof is asked for, and with a token of an issuer."""
+    owner: str | None
+    """Whose what he makes is; None where no proof is asked for: everybody's. For one who may not do everything there is
+    only his own (`Only`)."""
+    permissions: Permissions
+    publishes_freely: bool = field(init=False)
+    """Nothing of what he publishes has to be looked at."""
+
+    def __post_init__(self) -> None:
+        quotas = self.permissions.quotas
+        if self.owner is not None and (self.permissions.publish, self.permissions.subscribe) != (None, None):
+            object.__setattr__(self, "owner", Only(self.owner))
+        limits = (self.permissions.publish, quotas.messages_per_second, quotas.bytes_per_second)
+        object.__setattr__(self, "publishes_freely", all(limit is None for limit in limits))
+
+    @property
+    def scope(self) -> str | None:
+        """Whose things he sees and removes; None: everybody's."""
+        return None if self.permissions.admin else self.owner
+
+    @property
+    def name(self) -> str:
+        """For the audit log."""
+        if self.key_id is not None:
+            return f"key {self.key_id}"
+        return "somebody" if self.owner is None else self.owner
+
+    def max_subscriptions(self, of_everybody: int | None) -> int | None:
+        """How many he may have: the smaller one of his quota and what nobody may exceed."""
+        limits = [limit for limit in (self.permissions.quotas.subscriptions, of_everybody) if limit is not None]
+        return min(limits, default=None)
+
+    def check_permanent(self) -> None:
+        """Whether his subscriptions may last for ever. Raises `Forbidden`."""
+        if self.owner is not None and not self.permissions.admin:
+            raise Forbidden("only a key with 'admin' may subscribe without a lease: give lease_seconds instead")
+
+
+NOBODY: Final = Principal(None, None, Permissions(admin=True))
+"""Whoever comes where no proof is asked for: he may do everything."""
 
 
 class Authenticator:
     """Checks requests to the broadcaster. Nonces are remembered in the store: over restarts and over processes."""
 
     def __init__(
-        self, credentials: Credentials, store: Store, *, tolerance_seconds: int, clock: Callable[[], float]
+        self,
+        credentials: Credentials,
+        store: Store,
+        *,
+        tolerance_seconds: int,
+        clock: Callable[[], float],
+        tokens: JwtTokens | None = None,
     ) -> None:
         self._credentials = credentials
         self._store = store
         self._tolerance_seconds = tolerance_seconds
         self._clock = clock
+        self._tokens = tokens
+        self._principals: dict[str | None, Principal] = {
+            key.id: Principal(key.id, key.owner, key.permissions) for key in credentials.keys
+        }
+        self._principals[None] = NOBODY
+        self._challenge = _CHALLENGES[credentials.type]
+        if tokens is not None and credentials.type == "hmac":
+            self._challenge = "Signature, Bearer"
 
     async def authenticate(
         self, *, method: str, path: str, query: str, headers: Mapping[str, str], has_body: bool
     ) -> Principal:
-        """Raises `Unauthorized` or `Replayed`. Reads nothing of the body: its digest is among the headers."""
+        """Raises `Unauthorized` or `Replayed`, with a token also `Forbidden` and `Unavailable`. Reads nothing of the
+        body: its digest is among the headers."""
         now = self._clock()
         try:
+            if self._tokens is not None:
+                token = self._token_of_issuer(headers)
+                if token is not None:
+                    holder = await self._tokens.holder(token)
+                    return Principal(None, holder.owner, holder.permissions)
             proof = verify_request(
                 self._credentials,
                 method=method,
@@ -49,14 +125,78 @@ class Authenticator:
                 tolerance_seconds=self._tolerance_seconds,
             )
             if proof.nonce is not None and proof.replay_until is not None:
-                first = await self._store.remember_once(
-                    f"{proof.key_id}:{proof.nonce}",
-                    until=int(proof.replay_until * 1_000_000),
-                    now=int(now * 1_000_000),
-                )
-                if not first:
-                    raise Replayed("this signature was used before; sign each request anew, with a nonce of its own")
+                await self._remember(proof, proof.replay_until, now)
         except Unauthorized as error:
-            error.challenge = _CHALLENGES[self._credentials.type]
+            error.challenge = self._challenge
             raise
-        return Principal(proof.key_id)
+        return self._principals[proof.key_id]
+
+    async def _remember(self, proof: Proof, until: float, now: float) -> None:
+        first = await self._store.remember_once(
+            f"{proof.key_id}:{proof.nonce}", until=int(until * 1_000_000), now=int(now * 1_000_000)
+        )
+        if not first:
+            raise Replayed("this signature was used before; sign each request anew, with a nonce of its own")
+
+    def _token_of_issuer(self, headers: Mapping[str, str]) -> str | None:
+        """The bearer token of a request that does not prove itself with a key."""
+        if "signature-input" in headers and self._credentials.type == "hmac":
+            return None
+        match = _BEARER.fullmatch(headers.get("authorization", "").strip(" \t"))
+        if match is None or not looks_like_jwt(match[1]):
+            return None
+        if self._credentials.type == "token":
+            # A token in the secrets file may look like anything. All of them, so that the time tells nothing.
+            sent = match[1].encode("ascii")
+            equal = [hmac.compare_digest(key.secret, sent) for key in self._credentials.keys]
+            if True in equal:
+                return None
+        return match[1]
+
+
+# -- tokens of an issuer ----------------------------------------------------------------------------------------------
+
+
+def check_jwt_settings(config: ServerConfig, credentials: Credentials) -> None:
+    """Raises `ConfigurationError` for settings that would let in nobody, or anybody."""
+    settings = (config.jwt_issuer, config.jwt_audience, config.jwks_file, config.jwks_url)
+    if all(setting is None for setting in settings):
+        return
+    issuer_is_known = config.jwt_issuer is not None and config.jwt_audience is not None
+    if not issuer_is_known or (config.jwks_file is None) == (config.jwks_url is None):
+        raise ConfigurationError(
+            "tokens of an issuer need jwt_issuer, jwt_audience, and one of jwks_file and jwks_url: set these, or none"
+        )
+    if credentials.type == "none":
+        raise ConfigurationError(
+            "jwt_issuer is set, but the type of to_broadcasters in the secrets file is 'none': nobody would have to "
+            "show a token; use 'hmac' or 'token'"
+        )
+    require_pyjwt()
+    if config.jwks_file is not None:
+        read_jwks_file(config.jwks_file)
+    else:
+        _jwks_url(config)
+
+
+def _jwks_url(config: ServerConfig) -> str:
+    """Raises `ConfigurationError`."""
+    try:
+        return parse_callback_url(config.jwks_url or "").request_url
+    except InvalidUrl as error:
+        raise ConfigurationError(f"jwks_url: {error.detail.replace('callback URL', 'URL')}") from None
+
+
+async def open_jwt_tokens(config: ServerConfig, *, clock: Callable[[], float]) -> JwtTokens | None:
+    """What checks tokens of the issuer that is set, if one is; with its keys, as far as they can be had now. Raises
+    `ConfigurationError`."""
+    if config.jwt_issuer is None or config.jwt_audience is None:
+        return None
+    if config.jwks_file is not None:
+        keys = IssuerKeys(
+            partial(asyncio.to_thread, read_jwks_file, config.jwks_file), read_jwks_file(config.jwks_file)
+        )
+    else:
+        keys = IssuerKeys(partial(fetch_jwks, _jwks_url(config)))
+        await keys.refresh()
+    return JwtTokens(issuer=config.jwt_issuer, audience=config.jwt_audience, keys=keys, clock=clock)

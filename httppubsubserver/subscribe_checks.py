@@ -1,0 +1,143 @@
+"""May this key subscribe to that? Where it takes thought, it is thought about in a thread, and within a budget.
+
+Whether a permitted glob contains the one that is asked for is mostly told in microseconds, but globs can be made for
+which it takes a good part of a second, and 10,000 of them may be asked for at once (protocol/containment.py has the
+bound of one). So nothing but exact topics is decided in the event loop; one thread decides for all, each owner may have
+few requests in its line, and whoever has used up its time has to wait. What was permitted is remembered, for renewals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from httppubsubclient.protocol.errors import QuotaExceeded, Unavailable
+from httppubsubclient.protocol.messages import SubscribeRequest
+from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.protocol.permissions import Permissions
+from httppubsubclient.protocol.token_bucket import Rate
+from httppubsubserver.auth import Principal
+from httppubsubserver.quotas import Buckets, monotonic_microseconds
+
+__all__ = ["SubscribeChecks"]
+
+_INLINE_TOPICS: Final = 4
+"""Exact topics up to this number are matched at once."""
+_REMEMBERED: Final = 8192
+_IN_LINE: Final = 32
+_IN_LINE_PER_OWNER: Final = 4
+_MAX_SECONDS: Final = 5.0
+"""Of one request."""
+_BUDGET: Final = Rate(per_second=250_000, burst=5_000_000)
+"""Of one owner: microseconds of thought."""
+
+_Thought = tuple[float, Exception | None]
+"""The seconds that it took, and what is wrong."""
+_Question = tuple[tuple[str, ...] | None, Pattern]
+
+
+class SubscribeChecks:
+    """Decides what keys may subscribe to. `seconds` is the clock of the thread's own work."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], int] = monotonic_microseconds,
+        seconds: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._seconds = seconds
+        self._budgets = Buckets(clock)
+        self._permitted: OrderedDict[_Question, None] = OrderedDict()
+        self._in_line: dict[str, int] = {}
+        self._thread: ThreadPoolExecutor | None = None
+
+    async def check(self, principal: Principal, requests: Sequence[SubscribeRequest]) -> None:
+        """Raises `Forbidden`, which names the first pattern that is too much, also for what shall last for ever;
+        `QuotaExceeded` for an owner that asks for too much thought, `Unavailable` when too many do."""
+        if any(request.lease_seconds == 0 for request in requests):
+            principal.check_permanent()
+        if principal.permissions.subscribe is not None:
+            await self._check(principal.owner or "", principal.permissions, [request.pattern for request in requests])
+
+    async def _check(self, owner: str, permissions: Permissions, patterns: Sequence[Pattern]) -> None:
+        open_questions = [pattern for pattern in patterns if not self._is_permitted((permissions.subscribe, pattern))]
+        if len(open_questions) <= _INLINE_TOPICS and all(pattern.kind == "exact" for pattern in open_questions):
+            for pattern in open_questions:
+                permissions.check_subscribe(pattern)
+            return
+        self._take_place(owner)
+        thinking = self._spawn(permissions, open_questions)
+        # Also when nobody waits for it any more.
+        thinking.add_done_callback(lambda _: self._leave_place(owner, thinking))
+        _, fault = await asyncio.shield(thinking)
+        if fault is not None:
+            raise fault
+        self._remember(permissions, open_questions)
+
+    def close(self) -> None:
+        """Let the thread end; what it is at is not waited for."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = None
+
+    def _spawn(self, permissions: Permissions, patterns: Sequence[Pattern]) -> asyncio.Future[_Thought]:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="permissions")
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._think, permissions, patterns)
+
+    def _think(self, permissions: Permissions, patterns: Sequence[Pattern]) -> _Thought:
+        """In the thread."""
+        began = self._seconds()
+        fault: Exception | None = None
+        try:
+            for pattern in patterns:
+                if self._seconds() - began > _MAX_SECONDS:
+                    fault = QuotaExceeded(
+                        "these patterns are too many, and too intricate, to be compared at once with what this key may "
+                        "subscribe to: ask for fewer at a time",
+                        retry_after_seconds=_MAX_SECONDS,
+                    )
+                    break
+                permissions.check_subscribe(pattern)
+        except Exception as error:
+            fault = error
+        return self._seconds() - began, fault
+
+    def _take_place(self, owner: str) -> None:
+        asked = self._budgets.ask(owner, _BUDGET, 1)
+        if not asked.allowed:
+            seconds = asked.wait_microseconds / 1_000_000
+            raise QuotaExceeded(
+                "comparing the patterns of this key with what it may subscribe to has taken long; simpler ones are "
+                f"quicker. Again in {seconds:.3g} s",
+                retry_after_seconds=seconds,
+            )
+        if self._in_line.get(owner, 0) >= _IN_LINE_PER_OWNER:
+            raise QuotaExceeded("this key has enough requests under way whose patterns are compared")
+        if sum(self._in_line.values()) >= _IN_LINE:
+            raise Unavailable("too many patterns are being compared with permissions", retry_after_seconds=1)
+        self._in_line[owner] = self._in_line.get(owner, 0) + 1
+
+    def _leave_place(self, owner: str, thinking: asyncio.Future[_Thought]) -> None:
+        self._in_line[owner] -= 1
+        if not self._in_line[owner]:
+            del self._in_line[owner]
+        if not thinking.cancelled():
+            self._budgets.charge(owner, _BUDGET, int(thinking.result()[0] * 1_000_000))
+
+    def _is_permitted(self, question: _Question) -> bool:
+        if question in self._permitted:
+            self._permitted.move_to_end(question)
+            return True
+        return False
+
+    def _remember(self, permissions: Permissions, patterns: Sequence[Pattern]) -> None:
+        for pattern in patterns:
+            if pattern.kind != "exact":
+                self._permitted[permissions.subscribe, pattern] = None
+        while len(self._permitted) > _REMEMBERED:
+            self._permitted.popitem(last=False)

@@ -47,7 +47,7 @@ from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topics import check_topic
 from httppubsubserver.audit import audit, shown_url
-from httppubsubserver.auth import Authenticator
+from httppubsubserver.auth import Authenticator, check_jwt_settings, open_jwt_tokens
 from httppubsubserver.background import Background
 from httppubsubserver.callback_policy import CallbackPolicy
 from httppubsubserver.config import ServerConfig, load_secrets
@@ -61,9 +61,11 @@ from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
 from httppubsubserver.publishing import Publishing
+from httppubsubserver.quotas import PublishQuotas
 from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, SecretsChange, open_store
 from httppubsubserver.stores.durable import DurableStore
+from httppubsubserver.subscribe_checks import SubscribeChecks
 from httppubsubserver.upkeep import Retention, Upkeep
 
 if TYPE_CHECKING:
@@ -108,6 +110,11 @@ class Broadcaster:
         self._resolver = resolver
         self.egress: Egress
         """The way out to them; there while this is open."""
+        check_jwt_settings(config, self._secrets.to_broadcasters)
+        self.quotas = PublishQuotas()
+        """How much each owner of keys publishes."""
+        self.subscribe_checks = SubscribeChecks()
+        """What each key may subscribe to."""
         self._entered = 0
         self._entering = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -189,12 +196,12 @@ class Broadcaster:
         except PubSubError as error:
             _LOG.warning("what %s is owed could not be brought forward: %s", subscription_id, error.detail)
 
-    async def unsubscribe(self, subscription_id: str, *, owner: str | None = None) -> None:
-        """Remove a subscription. Raises `NotFound`."""
+    async def unsubscribe(self, subscription_id: str, *, owner: str | None = None, by: str | None = None) -> None:
+        """Remove a subscription. `by`: who asks, where everything belongs to him. Raises `NotFound`."""
         if not await self.store.unsubscribe(subscription_id, now=self.now(), owner=owner):
             raise NotFound("there is no subscription with this id")
         self._upkeep.wake()
-        audit("unsubscribed", by=owner, subscription=subscription_id)
+        audit("unsubscribed", by=owner or by, subscription=subscription_id)
 
     async def subscription(self, subscription_id: str, *, owner: str | None = None) -> Subscription:
         """One subscription. Raises `NotFound`."""
@@ -346,6 +353,10 @@ class Broadcaster:
             store = await stack.enter_async_context(open_store(self.config.db))
             self.egress = Egress(self.callbacks.addresses, resolver=self._resolver, proxy=self._proxy)
             stack.callback(self.egress.close)
+            stack.callback(self.subscribe_checks.close)
+            tokens = await open_jwt_tokens(self.config, clock=self._clock)
+            if tokens is not None:
+                stack.push_async_callback(tokens.close)
             outbound = self._given_outbound
             if outbound is None:
                 outbound = await stack.enter_async_context(
@@ -399,6 +410,7 @@ class Broadcaster:
                 store,
                 tolerance_seconds=self.config.signature_tolerance_seconds,
                 clock=self._clock,
+                tokens=tokens,
             )
             await self._directory.refresh()
             self._executor.open()

@@ -19,12 +19,14 @@ from httppubsubclient.protocol.errors import (
     CallbackRefused,
     Conflict,
     DigestMismatch,
+    Forbidden,
     InvalidGlob,
     InvalidRequest,
     InvalidTopic,
     InvalidUrl,
     NotFound,
     PreconditionFailed,
+    QuotaExceeded,
     Replayed,
     TooLarge,
     TooSlow,
@@ -33,6 +35,7 @@ from httppubsubclient.protocol.errors import (
     UnsupportedMediaType,
 )
 from httppubsubclient.protocol.messages import SubscribeRequest
+from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.http_deliveries import add_deliveries
 from httppubsubserver.http_notify import NotifyEndpoint
@@ -58,7 +61,7 @@ from httppubsubserver.http_schemas import (
 
 __all__ = ["create_router"]
 
-_ALWAYS = (InvalidRequest, Unauthorized, Replayed, Unavailable)
+_ALWAYS = (InvalidRequest, Unauthorized, Replayed, Forbidden, Unavailable)
 _WITH_BODY = (TooSlow, TooLarge, UnsupportedMediaType)
 _MAX_SUBSCRIBE_BYTES = 64 * 1024
 _MAX_WHOLE_SET_BYTES = 16 * 1024 * 1024
@@ -109,7 +112,7 @@ def _add_notify(router: APIRouter, broadcaster: Broadcaster) -> None:
                 "description": "Taken; what is `pending` goes on after this answer.",
                 **APPLIED_HEADERS,
             },
-            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidTopic, Conflict),
+            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidTopic, Conflict, QuotaExceeded),
         },
         openapi_extra=NOTIFY_OPENAPI | SECURITY,
     )
@@ -133,7 +136,16 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
                 **LIST_HEADERS,
             },
             201: LIST_HEADERS,
-            **problems(*_ALWAYS, *_WITH_BODY, DigestMismatch, InvalidUrl, CallbackRefused, InvalidTopic, InvalidGlob),
+            **problems(
+                *_ALWAYS,
+                *_WITH_BODY,
+                DigestMismatch,
+                InvalidUrl,
+                CallbackRefused,
+                InvalidTopic,
+                InvalidGlob,
+                QuotaExceeded,
+            ),
         },
         openapi_extra=json_body(SubscribeFields) | SECURITY,
     )
@@ -142,13 +154,16 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
 
         (url, pattern) names one subscription: the same again renews it and keeps its id.
         """
-        incoming = await _authenticated(broadcaster, request)
+        incoming, principal = await _authenticated(broadcaster, request)
         fields = await incoming.json(SubscribeFields, max_bytes=_MAX_SUBSCRIBE_BYTES)
         callback = parse_callback_url(fields.url)
         broadcaster.callbacks.check(callback)
         wanted = _subscribe_request(broadcaster, callback.name, fields)
-        subscription, created = await broadcaster.subscribe(wanted, resume=fields.resume)
-        etag = await broadcaster.etag(wanted.url)
+        await broadcaster.subscribe_checks.check(principal, [wanted])
+        subscription, created = await broadcaster.subscribe(
+            wanted, resume=fields.resume, owner=principal.owner, max_subscriptions=_at_most(broadcaster, principal)
+        )
+        etag = await broadcaster.etag(wanted.url, owner=principal.owner)
         return JSONResponse(subscription.to_json(), 201 if created else 200, {"etag": etag})
 
     @router.get(
@@ -165,12 +180,15 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         cursor: Annotated[str | None, Query(description="The `cursor` of the page before.", max_length=256)] = None,
         limit: Annotated[int, Query(description="At most so many.", ge=1, le=1000)] = 100,
     ) -> Response:
-        """All subscriptions in the order of their ids, page by page; with `url` an `ETag` of its whole set."""
-        await _authenticated(broadcaster, request)
+        """Your subscriptions in the order of their ids, page by page; with `url` an `ETag` of your whole set of it.
+
+        Yours are those that were made with your key, or another one of its owner; everybody's for a key with `admin`.
+        """
+        _, principal = await _authenticated(broadcaster, request)
         name = None if url is None else parse_callback_url(url).name
         # The tag first: if the set changes in between, a PUT with this tag fails, which is the safe side.
-        headers = None if name is None else {"etag": await broadcaster.etag(name)}
-        page = await broadcaster.subscriptions(url=name, cursor=cursor, limit=limit)
+        headers = None if name is None else {"etag": await broadcaster.etag(name, owner=principal.owner)}
+        page = await broadcaster.subscriptions(url=name, cursor=cursor, limit=limit, owner=principal.scope)
         subscriptions = [subscription.to_json() for subscription in page.subscriptions]
         return JSONResponse({"subscriptions": subscriptions, "cursor": page.cursor}, 200, headers)
 
@@ -184,8 +202,9 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
     )
     async def show_subscription(request: Request) -> Response:
         """One subscription by its id."""
-        await _authenticated(broadcaster, request)
-        return JSONResponse((await broadcaster.subscription(request.path_params["subscription_id"])).to_json())
+        _, principal = await _authenticated(broadcaster, request)
+        subscription_id = request.path_params["subscription_id"]
+        return JSONResponse((await broadcaster.subscription(subscription_id, owner=principal.scope)).to_json())
 
     @router.delete(
         "/subscriptions/{subscription_id}",
@@ -198,8 +217,8 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
     )
     async def unsubscribe(request: Request) -> Response:
         """Remove one subscription. Deliveries that are under way may still arrive."""
-        await _authenticated(broadcaster, request)
-        await broadcaster.unsubscribe(request.path_params["subscription_id"])
+        _, principal = await _authenticated(broadcaster, request)
+        await broadcaster.unsubscribe(request.path_params["subscription_id"], owner=principal.scope, by=principal.name)
         return Response(status_code=204)
 
 
@@ -220,16 +239,17 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
                 CallbackRefused,
                 InvalidTopic,
                 InvalidGlob,
+                QuotaExceeded,
             ),
         },
         openapi_extra=json_body(WholeSetFields) | PRECONDITION_OPENAPI | SECURITY,
     )
     async def replace_subscriptions(request: Request, url: CallbackUrlQuery) -> Response:
-        """Make the given set the whole set of `url`, at once: what is missing is removed, what stays keeps its id.
+        """Make the given set your whole set of `url`, at once: what is missing is removed, what stays keeps its id.
 
         With `If-Match`, only if the set is still the one that this ETag was given for.
         """
-        incoming = await _authenticated(broadcaster, request)
+        incoming, principal = await _authenticated(broadcaster, request)
         incoming.query_value("url")  # raises when it is there twice
         callback = parse_callback_url(url)
         name = callback.name
@@ -237,8 +257,13 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
         if fields.subscriptions:  # what is not allowed any more can still be removed
             broadcaster.callbacks.check(callback)
         wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
+        await broadcaster.subscribe_checks.check(principal, wanted)
         subscriptions, etag = await broadcaster.replace_subscriptions(
-            name, wanted, if_match=_if_match(incoming.headers.get("if-match"))
+            name,
+            wanted,
+            if_match=_if_match(incoming.headers.get("if-match")),
+            owner=principal.owner,
+            max_subscriptions=_at_most(broadcaster, principal),
         )
         answer = {"url": name, "subscriptions": [subscription.to_json() for subscription in subscriptions]}
         return JSONResponse(answer, 200, {"etag": etag})
@@ -263,15 +288,22 @@ def _add_health(router: APIRouter, broadcaster: Broadcaster) -> None:
         return {"status": "ready"}
 
 
-async def _authenticated(broadcaster: Broadcaster, request: Request) -> Incoming:
-    """The request, once its credentials hold; nothing of its body has been read."""
+async def _authenticated(broadcaster: Broadcaster, request: Request) -> tuple[Incoming, Principal]:
+    """The request and who made it, once its credentials hold; nothing of its body has been read."""
     incoming = Incoming(broadcaster, request.scope, request.receive)
-    await incoming.authenticate()
+    principal = await incoming.authenticate()
     arrived_at = request.scope.get("server")
     if arrived_at is not None and arrived_at[1] is not None:
         # `uvicorn main:app --port 3004` and port 0 are nothing that the settings know.
         broadcaster.callbacks.listens_at(*arrived_at)
-    return incoming
+    return incoming, principal
+
+
+def _at_most(broadcaster: Broadcaster, principal: Principal) -> int | None:
+    """How many subscriptions he may have."""
+    return (
+        None if principal.owner is None else principal.max_subscriptions(broadcaster.config.max_subscriptions_per_key)
+    )
 
 
 def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields) -> SubscribeRequest:

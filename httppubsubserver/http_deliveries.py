@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from httppubsubclient.protocol.errors import (
     DigestMismatch,
+    Forbidden,
     Gone,
     InvalidRequest,
     NotFound,
@@ -25,6 +26,7 @@ from httppubsubclient.protocol.errors import (
     UnsupportedMediaType,
 )
 from httppubsubclient.protocol.signatures import content_digest
+from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.delivery_json import message_json, page_json, replay_json, sequence_page_json
 from httppubsubserver.escaping import escaped
@@ -49,7 +51,7 @@ from httppubsubserver.operations import selection_of
 
 __all__ = ["add_deliveries"]
 
-_ALWAYS: Final = (InvalidRequest, Unauthorized, Replayed, Unavailable)
+_ALWAYS: Final = (InvalidRequest, Unauthorized, Replayed, Forbidden, Unavailable)
 _MAX_REPLAY_BYTES: Final = 4096
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -82,7 +84,7 @@ def _add_list(router: APIRouter, broadcaster: Broadcaster) -> None:
         openapi_extra=LIST_OPENAPI | SECURITY,
     )
     async def list_deliveries(request: Request) -> Response:
-        """What is owed, was delivered or was given up, the newest messages first, page by page."""
+        """What your subscriptions are owed, got, or what was given up, the newest messages first, page by page."""
         asked = await _authenticated(broadcaster, request, LIST_OPENAPI)
         selection = selection_of(
             state=asked.text("state"),
@@ -92,7 +94,9 @@ def _add_list(router: APIRouter, broadcaster: Broadcaster) -> None:
             accepted_until=asked.text("until"),
         )
         cursor, limit = asked.text("cursor"), asked.number("limit", 100, 1, 1000)
-        page = await broadcaster.operations.deliveries(selection, cursor=cursor, limit=limit)
+        page = await broadcaster.operations.deliveries(
+            selection._replace(owner=asked.principal.scope), cursor=cursor, limit=limit
+        )
         return JSONResponse(page_json(page))
 
 
@@ -106,10 +110,15 @@ def _add_messages(router: APIRouter, broadcaster: Broadcaster) -> None:
         openapi_extra=SHOW_MESSAGE_OPENAPI | SECURITY,
     )
     async def show_message(request: Request) -> Response:
-        """A message that was accepted for a durable subscription, without its body."""
+        """A message that was accepted for a durable subscription, without its body, and the deliveries to yours.
+
+        Those who published it see it, and those to whom a subscription brings it.
+        """
         asked = await _authenticated(broadcaster, request, SHOW_MESSAGE_OPENAPI)
         cursor, limit = asked.text("cursor"), asked.number("limit", 20, 1, 100)
-        found = await broadcaster.operations.message(request.path_params["message_id"], cursor=cursor, limit=limit)
+        found = await broadcaster.operations.message(
+            request.path_params["message_id"], cursor=cursor, limit=limit, owner=asked.principal.scope
+        )
         return JSONResponse(message_json(found))
 
     @router.delete(
@@ -121,10 +130,15 @@ def _add_messages(router: APIRouter, broadcaster: Broadcaster) -> None:
         openapi_extra=MESSAGE_ID_OPENAPI | SECURITY,
     )
     async def cancel_scheduled(request: Request) -> Response:
-        """Cancel its deliveries of which no attempt was begun. Of a message that was not scheduled, there are none."""
+        """Cancel its deliveries of which no attempt was begun. Of a message that was not scheduled, there are none.
+
+        Only its publisher may, with a key of the same owner.
+        """
         asked = await _authenticated(broadcaster, request, MESSAGE_ID_OPENAPI)
         message_id = request.path_params["message_id"]
-        cancelled = await broadcaster.operations.cancel_scheduled(message_id, by=asked.by)
+        cancelled = await broadcaster.operations.cancel_scheduled(
+            message_id, by=asked.principal.name, owner=asked.principal.scope
+        )
         return JSONResponse({"cancelled": cancelled})
 
 
@@ -139,8 +153,8 @@ def _add_body(router: APIRouter, broadcaster: Broadcaster) -> None:
     )
     async def show_body(request: Request) -> Response:
         """What was published. To be saved, not shown: it comes as an attachment that must not be guessed at."""
-        await _authenticated(broadcaster, request, MESSAGE_ID_OPENAPI)
-        stored = await broadcaster.operations.body(request.path_params["message_id"])
+        asked = await _authenticated(broadcaster, request, MESSAGE_ID_OPENAPI)
+        stored = await broadcaster.operations.body(request.path_params["message_id"], owner=asked.principal.scope)
         notification = stored.message.notification
         headers = {
             **_UNTRUSTED_HEADERS,
@@ -165,14 +179,15 @@ def _add_replays(router: APIRouter, broadcaster: Broadcaster) -> None:
         openapi_extra=json_body(ReplayFields) | SECURITY,
     )
     async def replay(request: Request) -> Response:
-        """Make deliveries that are over pending again, with their schedule from the beginning.
+        """Make deliveries of your subscriptions that are over pending again, with their schedule from the beginning.
 
         They are chosen by a message, a subscription, a range of time, or several of these. It goes on after this
         answer, and after a crash.
         """
         asked = await _authenticated(broadcaster, request, {})
         fields = await asked.incoming.json(ReplayFields, max_bytes=_MAX_REPLAY_BYTES)
-        begun = await broadcaster.operations.replay(fields.selection(), by=asked.by)
+        selection = fields.selection()._replace(owner=asked.principal.scope)
+        begun = await broadcaster.operations.replay(selection, by=asked.principal.name)
         return JSONResponse(replay_json(begun), 202, {"location": f"replays/{begun.number}"})
 
     @router.get(
@@ -185,11 +200,12 @@ def _add_replays(router: APIRouter, broadcaster: Broadcaster) -> None:
     )
     async def replay_progress(request: Request) -> Response:
         """The counts of a replay."""
-        await _authenticated(broadcaster, request, REPLAY_OPENAPI)
+        asked = await _authenticated(broadcaster, request, REPLAY_OPENAPI)
         number = request.path_params["number"]
         if not _NUMBER.fullmatch(number):
             raise NotFound("there is no replay with this number")
-        return JSONResponse(replay_json(await broadcaster.operations.replay_progress(int(number))))
+        progress = await broadcaster.operations.replay_progress(int(number), owner=asked.principal.scope)
+        return JSONResponse(replay_json(progress))
 
 
 def _add_catching_up(router: APIRouter, broadcaster: Broadcaster) -> None:
@@ -206,7 +222,9 @@ def _add_catching_up(router: APIRouter, broadcaster: Broadcaster) -> None:
         asked = await _authenticated(broadcaster, request, CATCH_UP_OPENAPI)
         after, limit = asked.number("after", 0, 0, 10**18), asked.number("limit", 100, 1, 1000)
         subscription_id = request.path_params["subscription_id"]
-        page = await broadcaster.operations.messages_after(subscription_id, after, limit=limit)
+        page = await broadcaster.operations.messages_after(
+            subscription_id, after, limit=limit, owner=asked.principal.scope
+        )
         return JSONResponse(sequence_page_json(page))
 
 
@@ -215,8 +233,7 @@ class _Asked(NamedTuple):
 
     incoming: Incoming
     query: Mapping[str, str]
-    by: str
-    """Who asks, for the log."""
+    principal: Principal
 
     def text(self, name: str) -> str | None:
         return self.query.get(name)
@@ -245,4 +262,4 @@ async def _authenticated(broadcaster: Broadcaster, request: Request, openapi: Ma
         if name in query:
             raise InvalidRequest(f"the query names '{name}' more than once")
         query[name] = value
-    return _Asked(incoming, query, "somebody" if principal.key_id is None else f"key {principal.key_id}")
+    return _Asked(incoming, query, principal)

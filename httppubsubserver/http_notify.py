@@ -15,8 +15,10 @@ from httppubsubclient.protocol.errors import InvalidTopic, PubSubError
 from httppubsubclient.protocol.messages import NotifyResult, parse_hops
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments, message_moments
 from httppubsubclient.protocol.topics import decode_topic
+from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.http_requests import Disconnected, Incoming, Prefer, parse_prefer, problem_response
+from httppubsubserver.quotas import Charge
 
 __all__ = ["NotifyEndpoint"]
 
@@ -55,11 +57,13 @@ class NotifyEndpoint:
 
     async def _notify(self, scope: Scope, receive: Receive) -> tuple[NotifyResult, Prefer]:
         incoming = Incoming(self._broadcaster, scope, receive)
-        await incoming.authenticate()
+        principal = await incoming.authenticate()
         text = incoming.query_value("topic")
         if text is None:
             raise InvalidTopic("the query has no topic: POST /v1/notify?topic=foo/bar")
         topic = decode_topic(text)
+        if not principal.publishes_freely:
+            principal.permissions.check_publish(topic)
         headers = incoming.headers
         prefer = parse_prefer(headers.get("prefer"))
         self._broadcaster.check_accepting()
@@ -72,12 +76,20 @@ class NotifyEndpoint:
             idempotency_key=headers.get("idempotency-key"),
             moments=self._moments(headers),
             hops=self._hops(headers),
+            owner=principal.owner,
         )
         length = incoming.declared_length()
+        charge = None if principal.publishes_freely else self._begin(principal, length)
         if length is not None and length <= self._small_bytes:
             return await notify(await incoming.small_body(length)), prefer
         with self._broadcaster.body_writer(length) as writer:
-            return await notify(await incoming.body(writer)), prefer
+            return await notify(await incoming.body(writer, charge)), prefer
+
+    def _begin(self, principal: Principal, length: int | None) -> Charge | None:
+        """Take the message out of the quotas of its publisher, before its body is read."""
+        if length is not None and length > self._broadcaster.config.max_body_bytes:
+            length = 0  # it will be refused: a slip must not cost an hour of quota
+        return self._broadcaster.quotas.begin(principal.owner or "", principal.permissions.quotas, length)
 
     def _hops(self, headers: Mapping[str, str]) -> int:
         if "pubsub-hops" not in headers:

@@ -28,6 +28,7 @@ from httppubsubclient.protocol.errors import (
     InvalidRequest,
     PreconditionFailed,
     PubSubError,
+    QuotaExceeded,
     TooLarge,
     TooSlow,
     Unauthorized,
@@ -41,6 +42,7 @@ from httppubsubclient.protocol.signatures import parse_content_digest
 from httppubsubclient.waiting import within
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.quotas import Charge
 
 __all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer", "problem_response"]
 
@@ -83,7 +85,7 @@ class ProblemRoute(APIRoute):
 def problem_response(error: PubSubError) -> JSONResponse:
     """An error as application/problem+json with the headers that belong to it."""
     headers: dict[str, str] = {}
-    if isinstance(error, Unavailable) and error.retry_after_seconds is not None:
+    if isinstance(error, Unavailable | QuotaExceeded) and error.retry_after_seconds is not None:
         headers["retry-after"] = str(ceil(error.retry_after_seconds))
     if isinstance(error, PreconditionFailed) and error.etag is not None:
         headers["etag"] = error.etag
@@ -112,7 +114,8 @@ class Incoming:
         self.headers = parse_headers(scope["headers"])
 
     async def authenticate(self) -> Principal:
-        """Check the credentials, from the headers alone. Raises `Unauthorized`, `Replayed`, `Unavailable`."""
+        """Check the credentials, from the headers alone. Raises `Unauthorized`, `Replayed`, `Unavailable`,
+        with a token of an issuer also `Forbidden`."""
         _ = self._broadcaster.store  # raises Unavailable when the broadcaster is not open
         headers = self.headers
         return await self._broadcaster.authenticator.authenticate(
@@ -139,18 +142,21 @@ class Incoming:
             raise InvalidRequest("Content-Length is not a length")
         return int(text)
 
-    async def body(self, writer: BodyWriter) -> Body:
+    async def body(self, writer: BodyWriter, charge: Charge | None = None) -> Body:
         """Read the whole body into `writer` and compare it with Content-Digest, if there is one.
 
-        Raises `TooLarge`, `TooSlow`, `DigestMismatch`, `UnsupportedMediaType`, `Disconnected`.
+        `charge` is told of what arrives, and may refuse it. Raises `TooLarge`, `TooSlow`, `DigestMismatch`,
+        `UnsupportedMediaType`, `Disconnected`.
         """
         expected = self._expected_digest()
         with writer:
             try:
                 writer.expect(self.declared_length() or 0)
                 while (chunk := await self._chunk()) is not None:
+                    if charge is not None:
+                        charge(len(chunk))
                     await writer.write(chunk)
-            except (TooLarge, Unavailable):
+            except (TooLarge, Unavailable, QuotaExceeded):
                 await self._discard()
                 raise
             body = await writer.finish()

@@ -244,6 +244,7 @@ def _problem_entry(status: int, errors: list[type[PubSubError]]) -> dict[str, An
 
 _PROBLEM_HEADERS = {
     401: ("WWW-Authenticate", "`Signature` or `Bearer`: how to prove who you are."),
+    429: ("Retry-After", "Seconds, where waiting helps."),
     412: ("ETag", "Of the present set."),
     503: ("Retry-After", "Seconds."),
 }

@@ -10,11 +10,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
-from httppubsubclient.protocol.errors import Gone, InvalidRequest, NotFound
+from httppubsubclient.protocol.errors import Forbidden, Gone, InvalidRequest, NotFound
 from httppubsubclient.protocol.messages import MESSAGE_ID, SUBSCRIPTION_ID, format_time
 from httppubsubclient.protocol.moments import parse_moment
 from httppubsubserver.audit import audit
 from httppubsubserver.escaping import escaped
+from httppubsubserver.stores import Only
 from httppubsubserver.stores.durable import (
     DeliveryPage,
     DeliveryState,
@@ -44,7 +45,10 @@ class StoredBody(NamedTuple):
 
 
 class Operations:
-    """What an operator asks a store. `now` gives microseconds since 1970.
+    """What an operator asks a store, or an owner of keys: for an `owner` there is nothing but what is his.
+
+    What he published is his, and so is what his subscriptions bring him; None sees everything. `now` gives microseconds
+    since 1970.
 
     `wake` is called when there is something to work off (`Upkeep.wake`), or deliveries may have become due.
     """
@@ -58,18 +62,20 @@ class Operations:
         """See `DurableStore.deliveries`."""
         return await self._store.deliveries(selection, cursor=cursor, limit=limit)
 
-    async def message(self, message_id: str, *, cursor: str | None = None, limit: int = 1) -> MessageAndDeliveries:
+    async def message(
+        self, message_id: str, *, cursor: str | None = None, limit: int = 1, owner: str | None = None
+    ) -> MessageAndDeliveries:
         """One message without its body, and a page of its deliveries. Raises `NotFound`."""
         found = None
         if MESSAGE_ID.fullmatch(message_id):
-            found = await self._store.message(message_id, cursor=cursor, limit=limit)
+            found = await self._store.message(message_id, cursor=cursor, limit=limit, owner=owner)
         if found is None:
             raise NotFound(f"there is no message '{escaped(message_id[:100])}', or it is no longer known")
         return found
 
-    async def body(self, message_id: str) -> StoredBody:
+    async def body(self, message_id: str, *, owner: str | None = None) -> StoredBody:
         """What was published. Raises `NotFound`, and `Gone` when it is no longer kept."""
-        message = (await self.message(message_id)).message
+        message = (await self.message(message_id, owner=owner)).message
         first = await self._store.read_chunk(message_id, 0) if message.body_kept else None
         if first is None and message.notification.size:
             raise Gone("the body of this message is no longer kept: see keep_bodies_seconds and max_stored_bytes")
@@ -87,10 +93,12 @@ class Operations:
             chunk = await self._store.read_chunk(message.notification.message_id, position)
         raise Gone("the body of this message was taken by retention while it was read")
 
-    async def messages_after(self, subscription_id: str, after: int, *, limit: int) -> SequencePage:
+    async def messages_after(
+        self, subscription_id: str, after: int, *, limit: int, owner: str | None = None
+    ) -> SequencePage:
         """What a durable subscription got after the sequence `after`. Raises `NotFound`."""
         page = None
-        if SUBSCRIPTION_ID.fullmatch(subscription_id):
+        if SUBSCRIPTION_ID.fullmatch(subscription_id) and await self._is_there_for(owner, subscription_id):
             page = await self._store.messages_after(
                 subscription_id, after, limit=limit, max_body_bytes=_MAX_PAGE_BODY_BYTES, now=self._now()
             )
@@ -98,29 +106,40 @@ class Operations:
             raise NotFound("there is no durable subscription with this id")
         return page
 
-    async def cancel_scheduled(self, message_id: str, *, by: str | None) -> int:
-        """Call off what has not been attempted of a scheduled message; how many deliveries. Raises `NotFound`."""
-        await self.message(message_id)
+    async def _is_there_for(self, owner: str | None, subscription_id: str) -> bool:
+        if owner is None:
+            return True
+        return await self._store.subscription(subscription_id, now=self._now(), owner=owner) is not None
+
+    async def cancel_scheduled(self, message_id: str, *, by: str | None, owner: str | None = None) -> int:
+        """Call off what has not been attempted of a scheduled message; how many deliveries. Raises `NotFound`, and
+        `Forbidden` for who did not publish it."""
+        found = await self.message(message_id, owner=owner)
+        # What nobody published is to be called off by those for whom there is what is nobody's.
+        published = found.message.owner == owner or (found.message.owner is None and not isinstance(owner, Only))
+        if owner is not None and not published:
+            raise Forbidden("only the owner of the key that published a message may call it off, or a key with 'admin'")
         cancelled = await self._store.cancel_scheduled(message_id, now=self._now())
         audit("called_off", by=by, message=message_id, deliveries=cancelled)
         self._wake()
         return cancelled
 
     async def replay(self, selection: Selection, *, by: str | None) -> Replay:
-        """Ask for deliveries to be sent again. Raises `InvalidRequest`, and `NotFound` for an unknown message."""
-        if selection._replace(state=None) == Selection():
+        """Ask for deliveries to be sent again, those of `selection.owner`. Raises `InvalidRequest`, and `NotFound` for
+        an unknown message."""
+        if selection._replace(state=None, owner=None) == Selection():
             raise InvalidRequest("say what to replay: a message, a subscription, or from when until when")
         if selection.message_id is not None:
-            await self.message(selection.message_id)
+            await self.message(selection.message_id, owner=selection.owner)
         replay = await self._store.replay(selection, now=self._now())
         audit("replayed", by=by, replay=replay.number, selection=selection_json(replay.selection))
         self._wake()
         return replay
 
-    async def replay_progress(self, number: int) -> Replay:
+    async def replay_progress(self, number: int, *, owner: str | None = None) -> Replay:
         """How far a replay has got. Raises `NotFound`."""
         replay = await self._store.replay_progress(number)
-        if replay is None:
+        if replay is None or owner not in (None, replay.selection.owner):
             raise NotFound("there is no replay with this number, or it was finished long ago")
         return replay
 

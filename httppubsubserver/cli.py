@@ -16,7 +16,7 @@ from pathlib import Path
 
 from httppubsubclient import __version__
 from httppubsubclient.protocol.errors import PubSubError
-from httppubsubserver.provision import BROADCASTER_FILE, DEFAULT_DATABASE, DEFAULT_URL, rotate, set_up
+from httppubsubserver.provision import BROADCASTER_FILE, DEFAULT_DATABASE, DEFAULT_URL, STORAGE_KEY_FILE, rotate, set_up
 from httppubsubserver.provision_tls import renew_certificates
 
 __all__ = ["main"]
@@ -119,10 +119,13 @@ def _serve(given: Sequence[str]) -> int:
     from httppubsubserver.config import ServerConfig, load_config
 
     options = _parsed(_serve_parser(), given[1:])
+    defaults = {"secrets_file": Path(BROADCASTER_FILE)}
+    if Path(STORAGE_KEY_FILE).exists():
+        defaults["storage_key_file"] = Path(STORAGE_KEY_FILE)
     config = load_config(
         file=options.config,
         overrides={name: value for name, value in vars(options).items() if name in ServerConfig.model_fields},
-        defaults={"secrets_file": Path(BROADCASTER_FILE)},
+        defaults=defaults,
     )
     from httppubsubserver import serving
 

@@ -8,9 +8,11 @@ standard library and the core is imported here: this is how people meet the proj
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -27,13 +29,25 @@ from httppubsubserver.private_files import write_private
 from httppubsubserver.provision_tls import DEFAULT_TLS_URL
 from httppubsubserver.rotation import MAX_LIVE_KEYS, Rotated, new_key, rotated_secrets, shown_moment
 
-__all__ = ["BROADCASTER_FILE", "DEFAULT_DATABASE", "DEFAULT_URL", "MAX_LIVE_KEYS", "AuthType", "rotate", "set_up"]
+__all__ = [
+    "BROADCASTER_FILE",
+    "DEFAULT_DATABASE",
+    "DEFAULT_URL",
+    "MAX_LIVE_KEYS",
+    "STORAGE_KEY_FILE",
+    "AuthType",
+    "rotate",
+    "set_up",
+]
 
 AuthType = Literal["hmac", "token", "none"]
+
+_STORAGE_KEY_BYTES = 32
 
 BROADCASTER_FILE = "broadcaster-secrets.json"
 SUBSCRIBER_FILE = "subscriber-secrets.json"
 MAIN_FILE = "main.py"
+STORAGE_KEY_FILE = "storage-key"
 
 DEFAULT_DATABASE = "sqlite:///httppubsub.sqlite3"
 DEFAULT_URL = "http://127.0.0.1:3003"
@@ -61,6 +75,7 @@ app = create_app(
         defaults={{
             "db": {db},
             "secrets_file": {secrets_file},
+            "storage_key_file": {storage_key_file},
 {more}        }},
         defaults_directory=Path(__file__).resolve().parent,
     )
@@ -70,7 +85,7 @@ app = create_app(
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """The folder that is set up, and its three files."""
+    """The folder that is set up, and its files."""
 
     directory: Path
 
@@ -85,6 +100,10 @@ class _Site:
     @property
     def main(self) -> Path:
         return self.directory / MAIN_FILE
+
+    @property
+    def storage_key(self) -> Path:
+        return self.directory / STORAGE_KEY_FILE
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -113,11 +132,12 @@ def set_up(
     subscriber_hosts: Sequence[str] = (),
     force: bool = False,
 ) -> str:
-    """Write the two secrets files and main.py into `directory`, which is made; returns what to do next.
+    """Write the two secrets files, a storage key and main.py into `directory`, which is made; returns what to do next.
 
     A relative SQLite path lies beside main.py; its folder is made, too. Without `force` nothing that exists is
-    overwritten. With `tls` a private certificate authority and the certificates of both sides are made, too, for the
-    hosts of the URLs and for `subscriber_hosts`.
+    overwritten, and a storage key never: what lies encrypted in the database can be read with that one alone. With
+    `tls` a private certificate authority and the certificates of both sides are made, too, for the hosts of the URLs
+    and for `subscriber_hosts`.
     Raises `ConfigurationError`.
     """
     urls = tuple(_checked_url(url) for url in broadcaster_urls) or (DEFAULT_TLS_URL if tls else DEFAULT_URL,)
@@ -147,6 +167,9 @@ def set_up(
                 provision_tls.make_certificates(site.directory, urls, subscriber_hosts)
             write_private(site.broadcaster, _as_text(made))
             write_private(site.subscriber, _as_text(made))
+            made_key = not site.storage_key.exists()
+            if made_key:
+                write_private(site.storage_key, _new_storage_key())
             write_private(site.main, _main_text(site, db, urls, tls=tls), mode=0o644)
     except OSError as error:
         raise _not_written(site, error) from None
@@ -161,6 +184,7 @@ def set_up(
         ],
         made_folder=made_folder,
         tls=tls,
+        made_key=made_key,
     )
 
 
@@ -200,6 +224,10 @@ def _new_credentials(kind: AuthType, direction: str, urls: tuple[str, ...]) -> C
     return Credentials(kind, () if kind == "none" else (new_key(kind, direction),), urls)
 
 
+def _new_storage_key() -> str:
+    return base64.b64encode(secrets.token_bytes(_STORAGE_KEY_BYTES)).decode("ascii") + "\n"
+
+
 def _main_text(site: _Site, db: str, urls: Sequence[str], *, tls: bool) -> str:
     # In a docstring, where a path may hold anything.
     command = _uvicorn_command(site, urls, tls=tls).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
@@ -209,6 +237,7 @@ def _main_text(site: _Site, db: str, urls: Sequence[str], *, tls: bool) -> str:
         db=_literal(db),
         secrets_file=_literal(BROADCASTER_FILE),
         more="".join(f'            "{name}": "{value}",\n' for name, value in more.items()),
+        storage_key_file=_literal(STORAGE_KEY_FILE),
     )
 
 
@@ -241,13 +270,14 @@ def _setup_steps(
     unauthenticated: Sequence[str],
     made_folder: Path | None,
     tls: bool,
+    made_key: bool,
 ) -> str:
     host, port = _listening(urls, tls=tls)
     path = db.removeprefix("sqlite:///")
     if not path.startswith("/") and path != ":memory:":
         db = f"sqlite:///{quote(os.fsencode(site.directory))}/{path}"
-    serve = ["httppubsubserver", "serve", "--secrets", str(site.broadcaster), "--db", db]
-    serve += ["--host", host, "--port", str(port)]
+    serve = ["httppubsubserver", "serve", "--secrets", str(site.broadcaster)]
+    serve += ["--storage-key-file", str(site.storage_key), "--db", db, "--host", host, "--port", str(port)]
     client = ["--secrets", str(site.subscriber)]
     if tls:
         serve += provision_tls.serve_flags(site.directory)
@@ -257,6 +287,9 @@ def _setup_steps(
         f"  {site.broadcaster}   for the broadcaster; keep it secret",
         f"  {site.subscriber}   for those who subscribe and publish: copy it to them, keep it secret",
         f"  {site.main}   the broadcaster as an application",
+        f"  {site.storage_key}   encrypts secrets in the database; keep it secret, and a copy of it"
+        if made_key
+        else f"  {site.storage_key} was there and stays: what is encrypted can be read with it alone",
     ]
     if tls:
         lines += provision_tls.tls_made(site.directory)

@@ -21,6 +21,7 @@ PURE = {
 # Lower rooms first: a module may import those of its own row and above in this table, never of a row below.
 SERVER_ROWS = [
     {"config", "escaping", "randomness"},
+    {"vault"},
     {
         "migrations",
         "stores",
@@ -42,6 +43,7 @@ SERVER_ROWS = [
         "stores.sqlite",
     },
     {"jwt_keys", "jwt_tokens"},
+    {"subscription_secrets"},
     {"audit", "directory", "auth", "idempotency", "delivery"},
     {"quotas", "subscribe_checks"},
     {"delivery.answers", "delivery.tls_sessions", "delivery.httpx_requests"},
@@ -53,6 +55,8 @@ SERVER_ROWS = [
     {"delivery.outbound", "delivery.httpx_transport"},
     {"callback_ports"},
     {"callback_policy"},
+    {"delivery.webhook_bodies", "delivery.webhook_heads"},
+    {"delivery.webhooks"},
     {"delivery.fanout"},
     {"delivery.lanes"},
     {"delivery.dispatcher"},

@@ -70,6 +70,7 @@ def test_the_current_folder_is_set_up_unless_another_is_named(tmp_path: Path, mo
         "broadcaster-secrets.json",
         "subscriber-secrets.json",
         "main.py",
+        "storage-key",
     }
 
 

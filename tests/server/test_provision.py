@@ -17,6 +17,7 @@ from httppubsubclient.protocol.errors import ConfigurationError, Unauthorized
 from httppubsubclient.protocol.keys import Secrets
 from httppubsubserver.config import load_secrets
 from httppubsubserver.provision import DEFAULT_DATABASE, MAX_LIVE_KEYS, AuthType, rotate, set_up
+from httppubsubserver.vault import open_vault
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -125,8 +126,31 @@ def test_nothing_is_overwritten_unless_forced(tmp_path: Path, name: str) -> None
         set_up(tmp_path)
     assert content(tmp_path) == {name: b"mine"}
     set_up(tmp_path, force=True)
-    assert set(content(tmp_path)) == set(FILES)
+    assert set(content(tmp_path)) == {*FILES, "storage-key"}
     both(tmp_path)
+
+
+def test_a_storage_key_is_made_for_its_owner_alone(site: Path) -> None:
+    path = site / "storage-key"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    vault = open_vault(path, environ={})
+    assert vault is not None
+    assert vault.open(vault.seal(b"x", context=b""), context=b"") == b"x"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_storage_key_that_is_there_stays_because_nothing_else_opens_what_it_has_sealed(
+    site: Path, force: bool
+) -> None:
+    before = (site / "storage-key").read_bytes()
+    if not force:
+        for name in FILES:
+            (site / name).unlink()
+    steps = set_up(site, force=force)
+    assert (site / "storage-key").read_bytes() == before
+    assert "storage-key was there and stays" in steps
+    rotate(site)
+    assert (site / "storage-key").read_bytes() == before
 
 
 def test_a_forced_setup_closes_files_that_were_open_to_others(site: Path) -> None:
@@ -182,6 +206,7 @@ def test_main_py_works_from_anywhere(
     config = main_app(site, monkeypatch).state.broadcaster.config
     assert sqlite_path(config.db) == file.format(site=site)
     assert config.secrets_file == site / "broadcaster-secrets.json"
+    assert config.storage_key_file == site / "storage-key"
     command = shlex.split((ast.get_docstring(ast.parse((site / "main.py").read_text())) or "").splitlines()[2])
     assert command[:4] == ["uvicorn", "--app-dir", str(site), "main:app"]
 
@@ -213,6 +238,7 @@ def test_what_is_printed_can_be_pasted(tmp_path: Path, url: str | None, host: st
     serve, uvicorn, listen, notify = commands
     assert serve == [
         *("httppubsubserver", "serve", "--secrets", str(site / "broadcaster-secrets.json")),
+        *("--storage-key-file", str(site / "storage-key")),
         *("--db", f"sqlite:///{tmp_path}/my%20site/httppubsub.sqlite3", "--host", host, "--port", port),
     ]
     assert uvicorn == ["uvicorn", "--app-dir", str(site), "main:app", "--host", host, "--port", port]

@@ -7,7 +7,8 @@
 | `subscribed`             | `subscription`, `url`, `pattern`, `delivery`, `expires`                      |
 | `secret_changed`         | the same: it got a secret of its own, or another one                         |
 | `unsubscribed`           | `subscription`                                                               |
-| `subscriptions_replaced` | `url`, `count`, `subscriptions` (the first of their ids)                     |
+| `subscriptions_replaced` | `url`, `count`, `subscriptions` (the first of their ids), `secrets`: how     |
+|                          | many of them came with a secret                                              |
 | `replayed`               | `replay` (its number), `selection`                                           |
 | `called_off`             | `message`, `deliveries` (how many)                                           |
 | `keys_loaded`            | `direction`, `keys` (their ids): when a broadcaster starts                   |

@@ -57,6 +57,7 @@ from httppubsubserver.delivery.executor import Executor
 from httppubsubserver.delivery.outbound import Outbound, client_certificate, open_outbound
 from httppubsubserver.delivery.proxy import parse_proxy_url
 from httppubsubserver.delivery.resolving import Resolver
+from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
@@ -66,7 +67,9 @@ from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, SecretsChange, open_store
 from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.subscribe_checks import SubscribeChecks
+from httppubsubserver.subscription_secrets import SubscriptionSecrets, required_secret
 from httppubsubserver.upkeep import Retention, Upkeep
+from httppubsubserver.vault import open_vault
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -76,6 +79,9 @@ __all__ = ["Broadcaster"]
 _LOG = logging.getLogger("httppubsub.server")
 
 _ID_BYTES = 18  # a multiple of three: base64 without padding
+
+_EVENT_SOURCE = "httppubsub"
+"""The `source` of CloudEvents where the secrets file does not say at which URLs the broadcasters are."""
 
 _AUDITED_IDS = 100
 """How many subscriptions of a replaced set are named in the audit line."""
@@ -115,6 +121,10 @@ class Broadcaster:
         """How much each owner of keys publishes."""
         self.subscribe_checks = SubscribeChecks()
         """What each key may subscribe to."""
+        self.subscription_secrets = SubscriptionSecrets(
+            open_vault(config.storage_key_file), now=self.now, grace_seconds=config.secret_grace_seconds
+        )
+        """Makes what `subscribe` and `replace_subscriptions` take as `secrets`."""
         self._entered = 0
         self._entering = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -178,7 +188,11 @@ class Broadcaster:
         None for somebody to whom everything belongs.
         """
         subscription, created = await self.store.subscribe(
-            request, now=self.now(), owner=owner, max_subscriptions=max_subscriptions, secrets=secrets
+            request,
+            now=self.now(),
+            owner=owner,
+            max_subscriptions=max_subscriptions,
+            secrets=secrets or self._required_secret(request.url),
         )
         if created:
             audit("subscribed", by=owner, **_audited(subscription))
@@ -189,6 +203,10 @@ class Broadcaster:
             endpoint_url = subscription.url.partition("#")[0]
             self._background.spawn(self._resume(subscription.id, endpoint_url))
         return subscription, created
+
+    def _required_secret(self, url: str) -> SecretsChange | None:
+        """What is asked of the secrets where a request says nothing about them."""
+        return required_secret(self.config, self._secrets.to_subscribers, self.subscription_secrets, url)
 
     async def _resume(self, subscription_id: str, endpoint_url: str) -> None:
         try:
@@ -231,6 +249,10 @@ class Broadcaster:
         secrets: Mapping[Pattern, SecretsChange] | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
+        changes = dict(secrets or {})
+        required = self._required_secret(url)
+        if required is not None:
+            changes |= {request.pattern: required for request in requests if request.pattern not in changes}
         kept, etag = await self.store.replace(
             url,
             requests,
@@ -238,7 +260,7 @@ class Broadcaster:
             now=self.now(),
             owner=owner,
             max_subscriptions=max_subscriptions,
-            secrets=secrets,
+            secrets=changes,
         )
         self._upkeep.wake()
         audit(
@@ -246,6 +268,7 @@ class Broadcaster:
             by=owner,
             url=shown_url(url),
             count=len(kept),
+            secrets=len(secrets or ()),
             subscriptions=[one.id for one in kept[:_AUDITED_IDS]],
         )
         return kept, etag
@@ -370,10 +393,20 @@ class Broadcaster:
                     )
                 )
             self._directory = Directory(store)
+            webhooks = Webhooks(
+                self.config,
+                outbound,
+                self._secrets.to_subscribers,
+                self.subscription_secrets,
+                source=self._secrets.broadcasters[0] if self._secrets.broadcasters else _EVENT_SOURCE,
+                clock=self._clock,
+            )
+            stack.push_async_callback(webhooks.close)
             self._dispatcher = Dispatcher(
                 self.config,
                 self._secrets.to_subscribers,
                 outbound,
+                webhooks,
                 gone=lambda target: self._background.spawn(self._forget(target)),
                 clock=self._clock,
                 random=self._uniform,
@@ -383,6 +416,7 @@ class Broadcaster:
                 self._secrets.to_subscribers,
                 outbound,
                 store,
+                webhooks,
                 holder=_new_id("run_"),
                 clock=self._clock,
                 random=self._uniform,
@@ -401,6 +435,7 @@ class Broadcaster:
                 self._directory,
                 self._dispatcher,
                 self._executor,
+                webhooks,
                 once,
                 background=self._background,
                 now=self.now,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -22,6 +22,7 @@ from httppubsubclient.protocol.errors import (
     Forbidden,
     InvalidGlob,
     InvalidRequest,
+    InvalidSecret,
     InvalidTopic,
     InvalidUrl,
     NotFound,
@@ -34,7 +35,7 @@ from httppubsubclient.protocol.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
-from httppubsubclient.protocol.messages import SubscribeRequest
+from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.http_deliveries import add_deliveries
@@ -58,6 +59,7 @@ from httppubsubserver.http_schemas import (
     json_body,
     problems,
 )
+from httppubsubserver.subscription_secrets import Change
 
 __all__ = ["create_router"]
 
@@ -144,6 +146,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
                 CallbackRefused,
                 InvalidTopic,
                 InvalidGlob,
+                InvalidSecret,
                 QuotaExceeded,
             ),
         },
@@ -160,11 +163,16 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         broadcaster.callbacks.check(callback)
         wanted = _subscribe_request(broadcaster, callback.name, fields)
         await broadcaster.subscribe_checks.check(principal, [wanted])
+        secret = _secret(broadcaster, fields)
         subscription, created = await broadcaster.subscribe(
-            wanted, resume=fields.resume, owner=principal.owner, max_subscriptions=_at_most(broadcaster, principal)
+            wanted,
+            resume=fields.resume,
+            owner=principal.owner,
+            max_subscriptions=_at_most(broadcaster, principal),
+            secrets=secret,
         )
         etag = await broadcaster.etag(wanted.url, owner=principal.owner)
-        return JSONResponse(subscription.to_json(), 201 if created else 200, {"etag": etag})
+        return JSONResponse(_with_secret(subscription, secret), 201 if created else 200, {"etag": etag})
 
     @router.get(
         "/subscriptions",
@@ -239,6 +247,7 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
                 CallbackRefused,
                 InvalidTopic,
                 InvalidGlob,
+                InvalidSecret,
                 QuotaExceeded,
             ),
         },
@@ -258,14 +267,18 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
             broadcaster.callbacks.check(callback)
         wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
         await broadcaster.subscribe_checks.check(principal, wanted)
+        given = zip(wanted, (_secret(broadcaster, entry) for entry in fields.subscriptions), strict=True)
+        secrets = {request.pattern: secret for request, secret in given if secret is not None}
         subscriptions, etag = await broadcaster.replace_subscriptions(
             name,
             wanted,
             if_match=_if_match(incoming.headers.get("if-match")),
             owner=principal.owner,
             max_subscriptions=_at_most(broadcaster, principal),
+            secrets=secrets,
         )
-        answer = {"url": name, "subscriptions": [subscription.to_json() for subscription in subscriptions]}
+        shown = [_with_secret(subscription, secrets.get(subscription.pattern)) for subscription in subscriptions]
+        answer = {"url": name, "subscriptions": shown}
         return JSONResponse(answer, 200, {"etag": etag})
 
 
@@ -318,6 +331,21 @@ def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields
     elif not 1 <= lease <= longest:
         raise InvalidRequest(f"lease_seconds is 1 to {longest}; got {lease}")
     return SubscribeRequest(url, fields.pattern(), lease, *fields.options())
+
+
+def _secret(broadcaster: Broadcaster, fields: PatternFields) -> Change | None:
+    """What the request wants of the subscription's secrets. Raises `InvalidSecret`, `InvalidRequest`."""
+    return broadcaster.subscription_secrets.change(
+        fields.secret, grace_seconds=fields.secret_grace_seconds, allow_downgrade=fields.allow_downgrade
+    )
+
+
+def _with_secret(subscription: Subscription, change: Change | None) -> dict[str, Any]:
+    """The subscription as JSON, with the secret that was generated for it: this once."""
+    fields = subscription.to_json()
+    if change is not None and change.generated is not None:
+        fields["secret"] = change.generated
+    return fields
 
 
 def _if_match(header: str | None) -> str | None:

@@ -81,7 +81,8 @@ class PatternFields(BaseModel):
     secret: str | None = Field(
         None,
         description="Deliveries are signed with a secret of their own, as Standard Webhooks says: `whsec_...`, "
-        "`whsk_...`, or `generate` or `generate-v1a` for a new one, which is in this answer and never shown again. "
+        "`whsk_...`, or `generate` for a new one, which is in this answer and never shown again, or `generate-v1a` for "
+        "one of which the broadcaster shows the public key alone. "
         "Another one than before takes its place; left out, what there is stays.",
         max_length=512,
     )

@@ -20,6 +20,7 @@ from httppubsubserver.background import Background
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.dispatcher import Dispatcher
 from httppubsubserver.delivery.executor import Executor
+from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.stores.durable import CHUNK_BYTES, DurableStore
@@ -39,6 +40,7 @@ class Publishing:
         directory: Directory,
         dispatcher: Dispatcher,
         executor: Executor,
+        webhooks: Webhooks,
         once: Once,
         *,
         background: Background,
@@ -49,6 +51,7 @@ class Publishing:
         self._directory = directory
         self._dispatcher = dispatcher
         self._executor = executor
+        self._webhooks = webhooks
         self._once = once
         self._background = background
         self._now = now
@@ -181,6 +184,7 @@ class Publishing:
         """
         config = self._config
         held = self._dispatcher.bytes_in_memory + self._executor.bytes_in_memory + self._accepting_bytes
+        held += self._webhooks.bytes_in_memory
         free = config.bodies_in_memory_bytes - held - self._reserved_bytes
         allowed = min(config.spool_bytes, max(free, _SMALLEST_SPOOL_BYTES))
         reserved = allowed if length is None else min(length, allowed)

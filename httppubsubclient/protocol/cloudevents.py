@@ -60,8 +60,11 @@ __all__ = [
     "event_mode",
     "event_of",
     "event_topic",
+    "is_media_type",
     "read_event",
+    "structured_around",
     "structured_body",
+    "structured_data",
 ]
 
 STRUCTURED_CONTENT_TYPE: Final = "application/cloudevents+json; charset=UTF-8"
@@ -178,6 +181,11 @@ def event_of(
     )
 
 
+def is_media_type(text: str) -> bool:
+    """Whether a Content-Type that was published can be the `datacontenttype` of an event."""
+    return _MEDIA_TYPE.fullmatch(text) is not None
+
+
 def event_topic(event: CloudEvent) -> bytes:
     """The topic of an event that `event_of` made. Raises `InvalidRequest` for any other, `InvalidTopic`."""
     encoded = event.extensions.get("pubsubtopicb64")
@@ -198,11 +206,35 @@ def binary_headers(event: CloudEvent) -> dict[str, str]:
 
 def structured_body(event: CloudEvent, data: bytes) -> bytes:
     """The body of structured mode, to be sent as `STRUCTURED_CONTENT_TYPE`."""
+    return structured_around(event, structured_data(event.data_content_type, data))
+
+
+def structured_around(event: CloudEvent, data_member: bytes) -> bytes:
+    """`structured_body` around data that `structured_data` has made of what has the event's own content type."""
     members = _attributes(event)
     if event.data_content_type is not None:
         members["datacontenttype"] = event.data_content_type
     head = json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    return head[:-1] + _data_member(event.data_content_type, data) + b"}"
+    return b"".join((head[:-1], data_member, b"}"))
+
+
+def structured_data(content_type: str | None, data: bytes) -> bytes:
+    """What all events with these data have in common in structured mode: a comma and the member; nothing for no data.
+
+    For large data that is nearly all of the work.
+    """
+    if not data:
+        return b""
+    media_type, charset = _media_type(content_type or "")
+    if len(data) <= MAX_INLINE_DATA_BYTES and charset in (None, "utf-8", "us-ascii"):
+        if _is_json(media_type) and _is_json_text(data):
+            return b',"data":' + data
+        if media_type.startswith("text/") and not _is_json(media_type):
+            try:
+                return b',"data":' + json.dumps(data.decode(charset or "utf-8"), ensure_ascii=False).encode("utf-8")
+            except UnicodeDecodeError:
+                pass
+    return b',"data_base64":"' + base64.b64encode(data) + b'"'
 
 
 def event_mode(headers: Mapping[str, str]) -> Literal["binary", "structured"] | None:
@@ -319,7 +351,7 @@ def _check_extension(name: str, value: str | int | bool) -> None:
 
 
 def _check_content_type(text: str) -> None:
-    if not text or content_type_or_default(text) != text or not _MEDIA_TYPE.fullmatch(text):
+    if content_type_or_default(text) != text or not is_media_type(text):
         raise InvalidRequest(
             f"the attribute datacontenttype of an event is a media type of at most {MAX_CONTENT_TYPE_LENGTH} characters"
         )
@@ -375,22 +407,6 @@ def _media_type(text: str) -> tuple[str, str | None]:
 
 def _is_json(media_type: str) -> bool:
     return media_type.endswith(("/json", "+json"))
-
-
-def _data_member(content_type: str | None, data: bytes) -> bytes:
-    """The data with the name of its member and a comma before it; nothing for no data."""
-    if not data:
-        return b""
-    media_type, charset = _media_type(content_type or "")
-    if len(data) <= MAX_INLINE_DATA_BYTES and charset in (None, "utf-8", "us-ascii"):
-        if _is_json(media_type) and _is_json_text(data):
-            return b',"data":' + data
-        if media_type.startswith("text/") and not _is_json(media_type):
-            try:
-                return b',"data":' + json.dumps(data.decode(charset or "utf-8"), ensure_ascii=False).encode("utf-8")
-            except UnicodeDecodeError:
-                pass
-    return b',"data_base64":"' + base64.b64encode(data) + b'"'
 
 
 def _is_json_text(data: bytes) -> bool:

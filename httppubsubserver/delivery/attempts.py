@@ -14,16 +14,19 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
-from httppubsubclient.protocol.callback_urls import split_callback_url
+from httppubsubclient.bodies import Body
+from httppubsubclient.protocol.callback_urls import CallbackUrl, split_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl, NotFound, PubSubError, TooLarge
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.durable_heads import DurableHeads
 from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
-from httppubsubserver.delivery.outbound import Outbound
+from httppubsubserver.delivery.outbound import Outbound, Post
 from httppubsubserver.delivery.proxy import ProxyFailed
 from httppubsubserver.delivery.stored_bodies import StoredBodies
 from httppubsubserver.delivery.turns import Turns
+from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
+from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.delivery.work import Work
 from httppubsubserver.directory import Target
 from httppubsubserver.stores.durable import DurableStore
@@ -58,6 +61,7 @@ class Attempts:
         store: DurableStore,
         endpoints: Endpoints,
         heads: DurableHeads,
+        webhooks: Webhooks,
         *,
         clock: Callable[[], float],
         decided: Callable[[Work, Answer | AttemptFailed, bool], None],
@@ -68,6 +72,7 @@ class Attempts:
         self._store = store
         self._endpoints = endpoints
         self._heads = heads
+        self._webhooks = webhooks
         self._clock = clock
         self._decided = decided
         self._returned = returned
@@ -277,6 +282,10 @@ class Attempts:
             return
         try:
             callback = _split(claimed.url)
+            if claimed.format != "raw" or claimed.sealed is not None:
+                work.began_at = int(now * 1_000_000)
+                work.post = self._post_webhook(work, callback, body)
+                return
             head = self._heads.lines(claimed, callback.fragment)
         except (InvalidUrl, PubSubError) as error:
             # No key may be used now, or the URL is none: nothing that a receiver would take can be sent.
@@ -292,6 +301,27 @@ class Attempts:
             head_again=lambda: self._heads.lines(claimed, callback.fragment),
         )
 
+    def _post_webhook(self, work: Work, callback: CallbackUrl, body: Body) -> Post:
+        claimed = work.claimed
+        parcel = Parcel(
+            claimed.message.notification,
+            claimed.held.subscription_id,
+            callback.fragment,
+            claimed.attempt,
+            claimed.format,
+            claimed.sealed,
+            claimed.message.accepted_at,
+            claimed.sequence,
+            claimed.previous_message_id,
+        )
+        return self._webhooks.post(
+            parcel,
+            callback,
+            body,
+            deadline=self._loop.time() + self._seconds(work),
+            done=lambda outcome: self._answered(work, outcome),
+        )
+
     def _answered(self, work: Work, outcome: Answer | AttemptFailed) -> None:
         cause = outcome.__cause__ if isinstance(outcome, AttemptFailed) else None
         if isinstance(cause, OSError) and cause.errno in _NOTHING_LEFT:
@@ -301,7 +331,7 @@ class Attempts:
         elif isinstance(outcome, ProxyFailed):
             self._loop.call_later(_PROXY_PAUSE_SECONDS, self._after_proxy, work, outcome)
         else:
-            self._end(work, outcome)
+            self._end(work, outcome, ours=isinstance(outcome, NotMade))
 
     def _after_proxy(self, work: Work, failure: ProxyFailed) -> None:
         """No attempt is lost, and the endpoint is not to blame, unless the proxy works for others."""

@@ -26,7 +26,9 @@ from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.fanout import Delivery, Fanout
 from httppubsubserver.delivery.lanes import Lanes
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound
-from httppubsubserver.directory import Target
+from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
+from httppubsubserver.delivery.webhooks import Webhooks
+from httppubsubserver.directory import Target, WebhookTarget
 from httppubsubserver.randomness import random_bytes
 
 __all__ = ["Dispatcher"]
@@ -54,6 +56,7 @@ class Dispatcher:
         config: ServerConfig,
         credentials: Credentials,
         outbound: Outbound,
+        webhooks: Webhooks,
         *,
         gone: Callable[[Target], object],
         clock: Callable[[], float],
@@ -62,6 +65,7 @@ class Dispatcher:
         self._config = config
         self._credentials = credentials
         self._outbound = outbound
+        self._webhooks = webhooks
         self._gone = gone
         self._clock = clock
         self._random = random
@@ -149,6 +153,9 @@ class Dispatcher:
     # -- from the lanes to the wire -----------------------------------------------------------------------------
 
     def _begin(self, delivery: Delivery) -> None:
+        if delivery.target.webhook:
+            self._begin_webhook(delivery)
+            return
         fanout, lane = delivery.fanout, delivery.lane
         assert lane is not None
         try:
@@ -166,6 +173,27 @@ class Dispatcher:
             deadline=deadline,
             done=delivery.finished,
             head_again=delivery.head_again,
+        )
+
+    def _begin_webhook(self, delivery: Delivery) -> None:
+        fanout, target, lane = delivery.fanout, delivery.target, delivery.lane
+        assert lane is not None
+        assert isinstance(target, WebhookTarget)
+        if fanout.published_at is None:
+            fanout.published_at = int(self._clock() * 1_000_000)
+        parcel = Parcel(
+            fanout.notification,
+            target.id,
+            target.callback.fragment,
+            delivery.attempt,
+            target.format,
+            target.sealed,
+            fanout.published_at,
+        )
+        deadline = self._loop.time() + self._extended(self._config.attempt_timeout_seconds, fanout.body)
+        self._lanes.enter(lane)
+        fanout.posts[delivery] = self._webhooks.post(
+            parcel, target.callback, fanout.body, deadline=deadline, done=delivery.finished
         )
 
     def _head(self, delivery: Delivery) -> bytes:
@@ -194,7 +222,8 @@ class Dispatcher:
         del delivery.fanout.posts[delivery]
         self._lanes.leave(lane)
         if isinstance(outcome, AttemptFailed):
-            self._lanes.tell(lane, hanging=outcome.hanging)
+            if not isinstance(outcome, NotMade):  # which says nothing about the callback
+                self._lanes.tell(lane, hanging=outcome.hanging)
             if outcome.again:
                 self._retry(delivery, outcome.reason, None)
             else:

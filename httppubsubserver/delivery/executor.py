@@ -36,6 +36,7 @@ from httppubsubserver.delivery.durable_heads import DurableHeads
 from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
 from httppubsubserver.delivery.outbound import Outbound
 from httppubsubserver.delivery.outcomes import Outcomes, shown_url
+from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.delivery.work import Reservation, Work
 from httppubsubserver.directory import Target
 from httppubsubserver.stores.durable import Accepted, Claimed, DurableStore, Settlement, Terms
@@ -60,6 +61,7 @@ class Executor:
         credentials: Credentials,
         outbound: Outbound,
         store: DurableStore,
+        webhooks: Webhooks,
         *,
         holder: str,
         clock: Callable[[], float],
@@ -80,6 +82,7 @@ class Executor:
             store,
             self._endpoints,
             DurableHeads(credentials, clock=clock),
+            webhooks,
             clock=clock,
             decided=self._decided,
             returned=self._returned,

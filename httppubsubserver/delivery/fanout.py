@@ -36,6 +36,7 @@ class Fanout:
         "notified",
         "over",
         "posts",
+        "published_at",
         "targets",
     )
 
@@ -60,6 +61,8 @@ class Fanout:
         self.failed = 0
         self.posts: dict[Delivery, Post] = {}
         self.heads: DeliveryHeads | None = None
+        self.published_at: int | None = None
+        """Microseconds since 1970; there when somebody needed it."""
         self.done = False
         """Nothing is under way any more."""
         self._waiters: list[asyncio.Future[None]] = []

@@ -17,6 +17,7 @@ from httppubsubclient.protocol.retry import (
     verdict,
 )
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
+from httppubsubserver.delivery.webhook_heads import NotMade
 from httppubsubserver.delivery.work import Work
 from httppubsubserver.stores.durable import Attempt, Settlement
 
@@ -58,6 +59,9 @@ class Outcomes:
         began_at = work.began_at or moment
         if isinstance(outcome, AttemptFailed):
             attempt = Attempt(began_at, moment, None, outcome.reason)
+            if isinstance(outcome, NotMade) and outcome.for_good:
+                self._log_failure(work, attempt, None)
+                return Decision(Settlement(work.claimed.held, "dead", attempt, reason=outcome.reason), "unknown", None)
             return Decision(self._failed(work, attempt, None), "unknown" if ours else "fails", None)
         attempt = Attempt(began_at, moment, outcome.status, answer=outcome.excerpt)
         meaning = verdict(outcome.status)

@@ -24,9 +24,12 @@ from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.acceptance import DurableNotify, accept
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.executor import Executor
+from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.stores import open_store
 from httppubsubserver.stores.durable import Claimed, DurableStore, Held, OwedDelivery, Selection, StoredMessage
+from httppubsubserver.subscription_secrets import SubscriptionSecrets
+from httppubsubserver.vault import Vault
 from tests.server.conftest import ScriptedOutbound
 
 URL = "http://a.example/pubsub"
@@ -116,6 +119,7 @@ class Bench:
         self.executors: list[Executor] = []
         self._directory = Directory(store)
         self._ids = count(1)
+        self.secrets = SubscriptionSecrets(Vault([bytes(range(32))]), now=self.clock.read, grace_seconds=3600)
 
     async def executor(self, *, store: DurableStore | None = None, credentials: Credentials | None = None) -> Executor:
         """One more of them, at work."""
@@ -124,6 +128,7 @@ class Bench:
             credentials or Credentials.none(),
             self.outbound,
             store or self.store,
+            self.webhooks(credentials or Credentials.none()),
             holder=f"run_{len(self.executors)}",
             clock=self.clock,
             random=lambda: 0.0,
@@ -132,6 +137,10 @@ class Bench:
         self.executors.append(executor)
         executor.open()
         return executor
+
+    def webhooks(self, credentials: Credentials) -> Webhooks:
+        """What makes deliveries that are signed with secrets of their own."""
+        return Webhooks(self.config, self.outbound, credentials, self.secrets, source="bench", clock=self.clock)
 
     async def subscribe(
         self, url: str = URL, *, topic: bytes = TOPIC, ordered: bool = False, schedule: tuple[float, ...] | None = None

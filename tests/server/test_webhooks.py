@@ -1,0 +1,640 @@
+"""delivery/webhooks.py: what arrives at subscriptions with secrets of their own, and at those that want CloudEvents."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import standardwebhooks
+import svix.webhooks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from httppubsubclient.bodies import Body, spool
+from httppubsubclient.protocol import cloudevents
+from httppubsubclient.protocol.callback_urls import split_callback_url
+from httppubsubclient.protocol.cloudevents import ReadEvent, event_topic, read_event
+from httppubsubclient.protocol.credentials import Credentials, Secrets, verify_delivery
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.keys import Key
+from httppubsubclient.protocol.messages import Notification, SubscribeRequest, Subscription, parse_delivery
+from httppubsubclient.protocol.options import DeliveryFormat
+from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.protocol.standard_webhooks import PrivateKey, PublicKey, SharedSecret, parse_key, verify
+from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.config import ServerConfig
+from httppubsubserver.delivery import webhook_bodies, webhooks
+from httppubsubserver.delivery.outbound import Answer, AttemptFailed
+from httppubsubserver.delivery.webhook_bodies import DataMembers, Room
+from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
+from httppubsubserver.delivery.webhooks import Webhooks
+from httppubsubserver.subscription_secrets import SubscriptionSecrets
+from httppubsubserver.vault import Vault
+from tests.server.conftest import OpenBroadcaster, Post, ScriptedOutbound
+from tests.server.conftest import subscribe as subscribe_plain
+
+URL = "http://127.0.0.1:3002/hook"
+OTHER = "http://127.0.0.1:3003/hook"
+KEY = SharedSecret(bytes(range(32)))
+PRIVATE = PrivateKey(bytes(range(32)))
+HMAC = Credentials("hmac", (Key("k", b"s" * 32),), ())
+TOKEN = Credentials("token", (Key("k", b"the-token-of-all"),), ())
+BROADCASTER = "https://broadcaster.example/pubsub"
+FORMATS: tuple[DeliveryFormat, ...] = ("raw", "cloudevents-binary", "cloudevents-structured")
+SIZES = {"small": 100, "large": 70_000, "spooled": 300_000}
+
+
+def storage_key(folder: Path, number: int = 0) -> Path:
+    path = folder / f"storage-key-{number}"
+    path.write_bytes(base64.b64encode(bytes(range(number, number + 32))))
+    path.chmod(0o600)
+    return path
+
+
+OpenWithVault = Callable[..., Awaitable[Broadcaster]]
+
+
+@pytest.fixture
+def open_with_vault(open_broadcaster: OpenBroadcaster, tmp_path: Path) -> OpenWithVault:
+    async def open_one(shared: Credentials = HMAC, key: int = 0, **options: Any) -> Broadcaster:
+        secrets = Secrets(Credentials.none(), shared, (BROADCASTER,))
+        return await open_broadcaster(secrets=secrets, storage_key_file=storage_key(tmp_path, key), **options)
+
+    return open_one
+
+
+async def body_of(data: bytes) -> bytes | Body:
+    """In a file when it is above 200,000 bytes, as a broadcaster has it above `spool_bytes`."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield data
+
+    return data if len(data) <= 200_000 else await spool(chunks(), spool_bytes=0, max_bytes=10**9)
+
+
+async def subscribe(
+    broadcaster: Broadcaster,
+    secret: str | None = None,
+    form: DeliveryFormat = "raw",
+    *,
+    url: str = URL,
+    topic: bytes = b"t",
+    durable: bool = False,
+) -> Subscription:
+    request = SubscribeRequest(
+        url, Pattern.exact(topic), 3600, "durable" if durable else "best_effort", format=form,
+        retry_schedule_seconds=(0.0, 0.01, 0.01) if durable else None,
+    )  # fmt: skip
+    change = broadcaster.subscription_secrets.change(secret)
+    subscription, _ = await broadcaster.subscribe(request, secrets=change)
+    return subscription
+
+
+def verified(post: Post, *keys: SharedSecret | PublicKey) -> None:
+    """Our own verifier takes it."""
+    webhook = verify(keys, post.headers, post.body, now=time.time(), tolerance_seconds=5)
+    assert webhook.message_id == post.headers["webhook-id"]
+
+
+def of_shared(post: Post, credentials: Credentials = HMAC) -> None:
+    """The proof that subscribers share holds."""
+    verify_delivery(credentials, method="POST", headers=post.headers, now=time.time(), tolerance_seconds=5)
+    assert "webhook-signature" not in post.headers
+
+
+def check_digest(post: Post) -> None:
+    digest = base64.b64encode(hashlib.sha256(post.body).digest()).decode()
+    assert post.headers["content-digest"] == f"sha-256=:{digest}:"
+
+
+def event_of(post: Post) -> ReadEvent:
+    return read_event(post.headers, post.body)
+
+
+# -- signed with a secret of its own ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shared", [HMAC, TOKEN, Credentials.none()], ids=lambda each: each.type)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("durable", [False, True], ids=["best effort", "durable"])
+async def test_other_implementations_take_what_a_subscription_with_a_secret_gets(
+    open_with_vault: OpenWithVault,
+    outbound: ScriptedOutbound,
+    form: DeliveryFormat,
+    shared: Credentials,
+    size: int,
+    durable: bool,
+) -> None:
+    broadcaster = await open_with_vault(shared)
+    await subscribe(broadcaster, KEY.text(), form, durable=durable)
+    data = json.dumps({"text": "x" * size}).encode()
+    result = await broadcaster.notify(b"t", await body_of(data), content_type="application/json")
+    assert (result.matched, result.notified) == (1, 1)
+    [post] = outbound.posts
+    taken = standardwebhooks.Webhook(KEY.text()).verify(post.body, post.headers)
+    assert (taken["data"] if form == "cloudevents-structured" else taken) == json.loads(data)
+    svix.webhooks.Webhook(KEY.text()).verify(post.body, post.headers)
+    verified(post, KEY)
+    check_digest(post)
+    assert not {"authorization", "signature", "signature-input"} & set(post.headers)
+    delivery = parse_delivery(post.headers)
+    assert (delivery.topic, delivery.attempt, delivery.message_id) == (b"t", 1, result.message_id)
+    assert (delivery.sequence, delivery.hops) == (1 if durable else None, 1)
+    if form == "raw":
+        assert post.body == data
+    else:
+        event, payload = event_of(post)
+        assert (event.id, event.source, event_topic(event), payload) == (result.message_id, BROADCASTER, b"t", data)
+        assert event.extensions["pubsubsubscription"] == post.headers["pubsub-subscription"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+async def test_v1a_holds_with_the_public_key_that_the_subscription_shows(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound, form: DeliveryFormat, size: int
+) -> None:
+    broadcaster = await open_with_vault()
+    shown = (await subscribe(broadcaster, "generate-v1a", form)).to_json()
+    assert shown["signature"] == "v1a"
+    assert (await broadcaster.notify(b"t", await body_of(bytes(size)))).notified == 1
+    [post] = outbound.posts
+    public = parse_key(shown["public_key"])
+    assert isinstance(public, PublicKey)
+    verified(post, public)
+    check_digest(post)
+
+
+async def test_everybody_else_still_gets_the_shared_proof(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_with_vault()
+    await subscribe(broadcaster, KEY.text())
+    await subscribe_plain(broadcaster, OTHER, b"t")
+    assert (await broadcaster.notify(b"t", b"data")).notified == 2
+    for post in outbound.posts:
+        if post.url == OTHER:
+            of_shared(post)
+        else:
+            verified(post, KEY)
+
+
+async def test_no_two_generated_secrets_are_the_same_and_none_is_good_for_another_endpoint(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_with_vault()
+    keys: dict[str, SharedSecret] = {}
+    for number in range(5):
+        change = broadcaster.subscription_secrets.change("generate")
+        request = SubscribeRequest(f"http://127.0.0.1:{4000 + number}/", Pattern.exact(b"t"), 60)
+        await broadcaster.subscribe(request, secrets=change)
+        assert change is not None
+        assert change.generated is not None
+        key = parse_key(change.generated)
+        assert isinstance(key, SharedSecret)
+        keys[request.url] = key
+    assert (await broadcaster.notify(b"t", b'"data"')).notified == 5
+    for post in outbound.posts:
+        taken = 0
+        for key in keys.values():
+            try:
+                standardwebhooks.Webhook(key.text()).verify(post.body, post.headers)
+            except standardwebhooks.WebhookVerificationError:
+                continue
+            taken += 1
+            assert key == keys[post.url]
+        assert taken == 1
+
+
+async def test_during_a_rotation_the_old_and_the_new_secret_sign(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_with_vault()
+    await subscribe(broadcaster, KEY.text())
+    await subscribe(broadcaster, PRIVATE.text())
+    await broadcaster.notify(b"t", b"data")
+    [post] = outbound.posts
+    assert [each.partition(",")[0] for each in post.headers["webhook-signature"].split(" ")] == ["v1a", "v1"]
+    verified(post, KEY)
+    verified(post, PRIVATE.public())
+    await subscribe(broadcaster, None)  # a renewal says nothing of secrets
+    await broadcaster.notify(b"t", b"data")
+    assert outbound.posts[1].headers["webhook-signature"].count(",") == 2
+
+
+async def test_who_publishes_chooses_neither_the_id_nor_the_moment_nor_where_the_body_begins(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    """A signature is over `id.timestamp.body`: with an id of theirs, one message could be signed as another one."""
+    broadcaster = await open_with_vault()
+    await subscribe(broadcaster, KEY.text())
+    victim = b'{"amount": 1}'
+    forged = b"msg_x.1700000000." + victim
+    await broadcaster.notify(b"t", forged, content_type="msg_x.1700000000", idempotency_key="msg_x.1700000000")
+    [post] = outbound.posts
+    assert post.body == forged
+    message_id = post.headers["webhook-id"]
+    assert message_id.startswith("msg_")
+    assert "." not in message_id
+    assert abs(int(post.headers["webhook-timestamp"]) - time.time()) < 5
+    for forged_id, body in (("msg_x", victim), (f"{message_id}.1", victim), (message_id, victim)):
+        headers = {**post.headers, "webhook-id": forged_id}
+        with pytest.raises(standardwebhooks.WebhookVerificationError):
+            standardwebhooks.Webhook(KEY.text()).verify(body, headers)
+
+
+async def test_a_second_attempt_is_signed_at_its_own_moment_and_is_the_same_event(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_with_vault()
+    await subscribe(broadcaster, KEY.text(), "cloudevents-structured")
+    outbound.replies(URL, 503, 200)
+    assert (await broadcaster.notify(b"t", b"data")).notified == 1
+    first, second = outbound.posts
+    assert [post.headers["pubsub-attempt"] for post in (first, second)] == ["1", "2"]
+    assert first.body == second.body
+    for post in (first, second):
+        verified(post, KEY)
+
+
+# -- formats ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["cloudevents-binary", "cloudevents-structured"])
+@pytest.mark.parametrize("durable", [False, True], ids=["best effort", "durable"])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+async def test_an_event_without_a_secret_has_the_shared_proof_over_the_body_as_it_is_sent(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound, form: DeliveryFormat, durable: bool, size: int
+) -> None:
+    broadcaster = await open_with_vault()
+    await subscribe(broadcaster, None, form, durable=durable)
+    await broadcaster.notify(b"t", b"first")
+    body = await body_of(b"\xff" * size)
+    result = await broadcaster.notify(b"t", body, content_type="image/png", traceparent=TRACE)
+    assert result.notified == 1
+    post = outbound.posts[1]
+    of_shared(post)
+    check_digest(post)
+    event, data = event_of(post)
+    assert (data, event.data_content_type, event.subject) == (b"\xff" * size, "image/png", "t")
+    assert event.extensions["traceparent"] == TRACE
+    expected = outbound.posts[0].headers["webhook-id"] if durable else None
+    assert event.extensions.get("pubsubprevious") == expected
+    assert event.extensions.get("sequence") == ("000000000000000002" if durable else None)
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@given(
+    topic=st.binary(min_size=1, max_size=50),
+    data=st.binary(max_size=200),
+    content_type=st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=60),
+    form=st.sampled_from(["cloudevents-binary", "cloudevents-structured"]),
+    key=st.sampled_from([None, KEY, PRIVATE]),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_topic_and_any_bytes_arrive_in_any_format(
+    topic: bytes, data: bytes, content_type: str, form: DeliveryFormat, key: SharedSecret | PrivateKey | None
+) -> None:
+    """Whatever a publisher writes as Content-Type: where an event cannot have it, it has the default."""
+
+    async def deliver() -> Post:
+        outbound = ScriptedOutbound()
+        made = bench(outbound)
+        await attempt(made, data, form=form, secret=key, topic=topic, content_type=content_type)
+        [post] = outbound.posts
+        return post
+
+    post = asyncio.run(deliver())
+    event, received = read_event(post.headers, post.body)
+    assert (event_topic(event), received) == (topic, data)
+    if key is not None:
+        verified(post, key if isinstance(key, SharedSecret) else key.public())
+
+
+async def test_the_data_of_an_event_are_prepared_once_for_all_who_get_it(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    real = cloudevents.structured_data
+
+    def counted(content_type: str | None, data: bytes) -> bytes:
+        prepared.append(len(data))
+        return real(content_type, data)
+
+    monkeypatch.setattr(webhook_bodies, "structured_data", counted)
+    broadcaster = await open_with_vault()
+    for number in range(30):
+        url = f"http://127.0.0.1:{4000 + number}/"
+        await subscribe(broadcaster, "generate", "cloudevents-structured", url=url, durable=number % 2 == 0)
+    for size in (10, 100_000):
+        assert (await broadcaster.notify(b"t", bytes(size))).notified == 30
+    assert prepared == [10, 100_000]
+    bodies = {post.headers["pubsub-subscription"]: post.body for post in outbound.posts}
+    assert all(json.loads(body)["pubsubsubscription"] == owner for owner, body in bodies.items())
+
+
+async def test_a_format_that_is_changed_counts_from_the_next_notify_on(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_with_vault()
+    for form in ("raw", "cloudevents-binary", "cloudevents-structured", "raw"):
+        await subscribe(broadcaster, None, form)
+        await broadcaster.notify(b"t", b"data")
+    types = [post.headers["content-type"].partition(";")[0] for post in outbound.posts]
+    assert types == [*["application/octet-stream"] * 2, "application/cloudevents+json", "application/octet-stream"]
+    assert ["ce-id" in post.headers for post in outbound.posts] == [False, True, False, False]
+
+
+# -- what cannot be made ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("secret", "form"), [("generate", "raw"), *((None, form) for form in FORMATS[1:])])
+async def test_a_message_above_the_limit_fails_at_once_and_for_good(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound, secret: str | None, form: DeliveryFormat,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    broadcaster = await open_with_vault(max_webhook_bytes=1000)
+    await subscribe(broadcaster, secret, form)
+    await subscribe(broadcaster, secret, form, url=OTHER, durable=True)
+    await subscribe_plain(broadcaster, "http://127.0.0.1:4000/", b"t")
+    result = await broadcaster.notify(b"t", bytes(1001))
+    assert (result.matched, result.notified, result.pending, result.failed) == (3, 1, 0, 2)
+    assert [post.url for post in outbound.posts] == ["http://127.0.0.1:4000/"]
+    assert caplog.text.count("too_large") == 2
+    assert (await broadcaster.notify(b"t", bytes(1000))).notified == 3
+
+
+async def test_without_the_storage_key_nothing_is_sent_and_with_it_everything_is_again(
+    open_with_vault: OpenWithVault, open_broadcaster: OpenBroadcaster, outbound: ScriptedOutbound,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    first = await open_with_vault()
+    best_effort = await subscribe(first, KEY.text())
+    durable = await subscribe(first, KEY.text(), url=OTHER, durable=True)
+    for lost in (await open_broadcaster(secrets=Secrets(Credentials.none(), HMAC, ())), await open_with_vault(key=100)):
+        for _ in range(3):
+            result = await lost.notify(b"t", b"data", wait_seconds=10)
+            assert (result.matched, result.notified) == (2, 0)
+        await lost.__aexit__(None, None, None)
+        await lost.__aenter__()  # the fixture leaves it
+    assert not outbound.posts
+    for owner in (best_effort.id, durable.id):
+        lines = [line.getMessage() for line in caplog.records if f"secret of {owner} cannot" in line.getMessage()]
+        assert len(lines) <= 4  # one for each life
+        assert lines
+    assert "whsec_" not in caplog.text
+    assert (await first.notify(b"t", b"data")).notified == 2
+    for post in outbound.posts:
+        verified(post, KEY)
+
+
+# -- one by one -------------------------------------------------------------------------------------------------------
+
+
+def bench(outbound: Any, shared: Credentials = HMAC, **options: Any) -> Webhooks:
+    secrets = SubscriptionSecrets(Vault([bytes(range(32))]), now=lambda: 0, grace_seconds=60)
+    return Webhooks(ServerConfig(**options), outbound, shared, secrets, source="urn:test", clock=time.time)
+
+
+async def attempt(
+    made: Webhooks,
+    data: bytes | Body,
+    *,
+    form: DeliveryFormat = "raw",
+    secret: SharedSecret | PrivateKey | None = KEY,
+    topic: bytes = b"t",
+    content_type: str = "application/octet-stream",
+    seconds: float = 10,
+) -> Answer | AttemptFailed:
+    """One delivery, and what became of it."""
+    body = data if isinstance(data, Body) else Body.of(data)
+    change = made._secrets.change(None if secret is None else secret.text())
+    sealed = None if change is None else change("sub_a", None).blob
+    notification = Notification("msg_a", topic, content_type, body.sha256, body.size)
+    parcel = Parcel(notification, "sub_a", None, 1, form, sealed, 1_800_000_000_000_000)
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Answer | AttemptFailed] = loop.create_future()
+    deadline = loop.time() + seconds
+    made.post(parcel, split_callback_url(URL), body, deadline=deadline, done=outcome.set_result)
+    assert not outcome.done(), "done is never called from within the post"
+    return await outcome
+
+
+@pytest.mark.parametrize("shared", [HMAC, TOKEN])
+async def test_when_no_shared_key_may_be_used_nothing_is_sent(shared: Credentials) -> None:
+    [key] = shared.keys
+    ended = Credentials(shared.type, (Key(key.id, key.secret, valid_until=1),), ())
+    outbound = ScriptedOutbound()
+    made = bench(outbound, ended)
+    cases: list[tuple[DeliveryFormat, int]] = [
+        ("cloudevents-binary", 10),
+        ("cloudevents-structured", 10),
+        ("cloudevents-structured", 100_000),
+    ]
+    for form, size in cases:
+        outcome = await attempt(made, bytes(size), form=form, secret=None)
+        assert isinstance(outcome, NotMade)
+        assert outcome.reason == ConfigurationError.code
+        assert not outcome.for_good
+    assert isinstance(await attempt(made, b"", secret=KEY), Answer), "with a secret of its own it needs none of them"
+    assert made.bytes_in_memory == made.members.bytes_in_memory
+
+
+@pytest.mark.parametrize("form", FORMATS)
+async def test_the_head_of_a_second_try_is_as_good_as_the_first(form: DeliveryFormat) -> None:
+    """A kept connection may be closed by its peer with the request on its way: the nonce may have been seen."""
+    heads: list[bytes] = []
+
+    class Again(ScriptedOutbound):
+        def post(self, *arguments: Any, **options: Any) -> asyncio.Task[None]:
+            heads.append(arguments[1])
+            if options["head_again"]() == arguments[1]:
+                heads.append(arguments[1])
+            else:
+                arguments = (arguments[0], options["head_again"](), *arguments[2:])
+            return super().post(*arguments, **options)
+
+    outbound = Again()
+    made = bench(outbound)
+    for secret in (None, KEY):
+        if secret is None and form == "raw":
+            continue
+        heads.clear()
+        await attempt(made, b"data", form=form, secret=secret)
+        post = outbound.posts[-1]
+        check_digest(post)
+        assert len(heads) == (1 if secret is None else 2)
+        if secret is None:
+            of_shared(post)
+        else:
+            verified(post, KEY)
+
+
+class Lost(Body):
+    """A body in a file that cannot be read any more."""
+
+    def share(self) -> Body:
+        raise OSError(24, "Too many open files")
+
+
+@pytest.mark.parametrize(("form", "secret"), [("raw", KEY), ("cloudevents-structured", None)])
+async def test_a_body_that_cannot_be_read_is_not_the_receivers_fault(
+    form: DeliveryFormat, secret: SharedSecret | None
+) -> None:
+    made = bench(ScriptedOutbound())
+    outcome = await attempt(made, Lost(None, None, 70_000, bytes(32)), form=form, secret=secret)
+    assert isinstance(outcome, NotMade)
+    assert outcome.reason == "body_unreadable"
+    assert isinstance(outcome.__cause__, OSError)
+    assert made.bytes_in_memory == 0
+
+
+async def test_a_fault_of_ours_is_logged_and_holds_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(webhooks, "head_lines", broken)
+    made = bench(ScriptedOutbound())
+    outcome = await attempt(made, bytes(70_000))
+    assert isinstance(outcome, NotMade)
+    assert outcome.reason == "internal_error"
+    assert "could not be made" in caplog.text
+    assert made.bytes_in_memory == 0
+
+
+async def test_large_ones_wait_for_room_and_not_beyond_their_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    made = bench(ScriptedOutbound())
+    taken = made.room._size
+    await made.room.take(taken)
+    outcome = await attempt(made, bytes(70_000), seconds=0.02)
+    assert isinstance(outcome, NotMade)
+    assert outcome.reason == "not_in_time"
+    waiting = asyncio.create_task(attempt(made, bytes(70_000)))
+    while not made.room._waiting:
+        await asyncio.sleep(0)
+    made.room.give_back(taken)
+    assert isinstance(await waiting, Answer)
+    assert made.bytes_in_memory == 0
+
+
+@pytest.mark.parametrize("form", ["raw", "cloudevents-structured"])
+async def test_a_large_event_keeps_its_room_as_long_as_it_is_sent(form: DeliveryFormat) -> None:
+    outbound = ScriptedOutbound()
+    release = asyncio.Event()
+    outbound.hangs(URL, release)
+    made = bench(outbound)
+    running = asyncio.create_task(attempt(made, bytes(70_000), form=form))
+    await outbound.until(lambda: outbound.in_flight == 1)
+    assert made.room.taken == (len(outbound.posts[0].body) if form == "cloudevents-structured" else 0)
+    release.set()
+    await running
+    assert made.room.taken == 0
+
+
+@pytest.mark.parametrize("form", ["raw", "cloudevents-structured"])
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 10, 1000])
+@pytest.mark.parametrize("size", [10, 70_000])
+async def test_giving_up_at_any_moment_leaves_nothing_behind(form: DeliveryFormat, turns: int, size: int) -> None:
+    outbound = ScriptedOutbound()
+    outbound.hangs(URL)
+    made = bench(outbound)
+    body = Body.of(bytes(size))
+    change = made._secrets.change("generate")
+    assert change is not None
+    notification = Notification("msg_a", b"t", "text/plain", body.sha256, body.size)
+    parcel = Parcel(notification, "sub_a", None, 1, form, change("sub_a", None).blob, 0)
+    told: list[object] = []
+    deadline = asyncio.get_running_loop().time() + 10
+    post = made.post(parcel, split_callback_url(URL), body, deadline=deadline, done=told.append)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    post.cancel()
+    post.cancel()
+    body.close()
+    await made.close()
+    assert not told
+    assert made.room.taken == 0
+    assert not made._tasks
+
+
+async def test_a_notify_that_gives_up_leaves_nothing_behind(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound
+) -> None:
+    broadcaster = await open_with_vault(notify_timeout_seconds=0.1)
+    await subscribe(broadcaster, KEY.text(), "cloudevents-structured")
+    outbound.hangs(URL)
+    result = await broadcaster.notify(b"t", await body_of(bytes(300_000)))
+    assert (result.notified, result.failed) == (0, 1)
+    made = broadcaster._publishing._webhooks
+    assert made.room.taken == 0
+
+
+# -- room and members -------------------------------------------------------------------------------------------------
+
+
+async def test_room_is_given_in_the_order_of_asking_and_to_the_greatest_alone() -> None:
+    room = Room(100)
+    got: list[str] = []
+
+    async def take(name: str, count: int) -> None:
+        await room.take(count)
+        got.append(name)
+
+    await take("a", 60)
+    waiting = [asyncio.create_task(take(name, count)) for name, count in (("b", 1000), ("c", 10), ("d", 40))]
+    await asyncio.sleep(0)
+    assert got == ["a"]
+    room.give_back(60)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert got == ["a", "b"]
+    room.give_back(1000)
+    await asyncio.gather(*waiting)
+    assert got == ["a", "b", "c", "d"]
+    assert room.taken == 50
+
+
+async def test_who_stops_waiting_for_room_is_in_nobodys_way() -> None:
+    room = Room(100)
+    await room.take(100)
+    first, second = asyncio.create_task(room.take(90)), asyncio.create_task(room.take(10))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)
+    room.give_back(100)
+    await second
+    assert room.taken == 10
+    third = asyncio.create_task(room.take(100))
+    await asyncio.sleep(0)
+    room.give_back(10)
+    third.cancel()  # with its turn already there
+    with pytest.raises(asyncio.CancelledError):
+        await third
+    assert room.taken == 0
+
+
+async def test_what_is_kept_of_messages_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook_bodies, "_KEPT_BYTES", 1000)
+    monkeypatch.setattr(webhook_bodies, "_KEPT", 5)
+    members = DataMembers()
+    for number in range(20):
+        body = Body.of(bytes(30 if number < 10 else 300))
+        notification = Notification(f"msg_{number}", b"t", "image/png", body.sha256, body.size)
+        first = members.of(notification, body.data or b"")
+        assert await members.of_large(notification, body) == first
+        assert members.bytes_in_memory == sum(map(len, members._kept.values())) <= 1000
+        assert len(members._kept) <= 5
+    assert not members._making

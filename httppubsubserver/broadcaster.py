@@ -57,7 +57,7 @@ from httppubsubserver.delivery.executor import Executor
 from httppubsubserver.delivery.outbound import Outbound, client_certificate, open_outbound
 from httppubsubserver.delivery.proxy import parse_proxy_url
 from httppubsubserver.delivery.resolving import Resolver
-from httppubsubserver.delivery.webhooks import Webhooks
+from httppubsubserver.delivery.webhooks import Webhooks, event_identity
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
@@ -79,9 +79,6 @@ __all__ = ["Broadcaster"]
 _LOG = logging.getLogger("httppubsub.server")
 
 _ID_BYTES = 18  # a multiple of three: base64 without padding
-
-_EVENT_SOURCE = "httppubsub"
-"""The `source` of CloudEvents where the secrets file does not say at which URLs the broadcasters are."""
 
 _AUDITED_IDS = 100
 """How many subscriptions of a replaced set are named in the audit line."""
@@ -398,7 +395,7 @@ class Broadcaster:
                 outbound,
                 self._secrets.to_subscribers,
                 self.subscription_secrets,
-                source=self._secrets.broadcasters[0] if self._secrets.broadcasters else _EVENT_SOURCE,
+                identity=event_identity(self.config, self._secrets),
                 clock=self._clock,
             )
             stack.push_async_callback(webhooks.close)

@@ -16,10 +16,13 @@ from httppubsubclient.bodies import Body, uncancelled
 from httppubsubclient.protocol.cloudevents import structured_data
 from httppubsubclient.protocol.messages import Notification
 
-__all__ = ["SMALL_BYTES", "DataMembers", "Room", "read_body"]
+__all__ = ["SMALL_BYTES", "SMALL_EVENT_BYTES", "DataMembers", "Room", "read_body"]
 
 SMALL_BYTES: Final = 64 * 1024
-"""Up to here a body is made and signed at once; above, in a thread, and counted."""
+"""Up to here a body is signed at once; above, in a thread, and counted."""
+
+SMALL_EVENT_BYTES: Final = 16 * 1024
+"""The same for structured events, of the message and of its data member: each delivery has a body of its own."""
 
 _KEPT_BYTES: Final = 32 * 1024 * 1024
 _KEPT: Final = 256

@@ -91,12 +91,14 @@ def head_lines(
     data: bytes,
     now: int,
     nonce_prefix: bytes,
+    origin: str | None,
 ) -> bytes:
     """All header lines of one attempt.
 
     `event` is None for raw deliveries. `sent` tells of the body as it is sent, and `data` is that body; without `keys`
-    it is not looked at. `now` in Unix seconds, `nonce_prefix` as for `DeliveryHeads`. Raises `ConfigurationError` when
-    the proof is that of `credentials`, and no key may be used now.
+    it is not looked at. `origin` is the host name that stands for us in each event, as the HTTP webhooks of CloudEvents
+    want it, if there is one. `now` in Unix seconds, `nonce_prefix` as for `DeliveryHeads`. Raises `ConfigurationError`
+    when the proof is that of `credentials`, and no key may be used now.
     """
     heads = DeliveryHeads(
         _NOTHING_SHARED if keys else credentials,
@@ -112,10 +114,13 @@ def head_lines(
         lines = heads.durable_lines(
             parcel.subscription_id, parcel.fragment, parcel.sequence, parcel.previous_message_id
         )
+    more: dict[str, str] = {}
     if event is not None and parcel.format == "cloudevents-binary":
-        attributes = binary_headers(event)
-        del attributes["content-type"]  # it is there already
-        lines += "".join(f"{name}: {value}\r\n" for name, value in attributes.items()).encode("ascii")
+        more = binary_headers(event)
+        del more["content-type"]  # it is there already
+    if event is not None and origin is not None:
+        more["webhook-request-origin"] = origin
+    lines += "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("ascii")
     if keys:
         signatures = " ".join(_signature(key, sent.message_id, now, data) for key in keys)
         lines += f"webhook-signature: {signatures}\r\n".encode("ascii")

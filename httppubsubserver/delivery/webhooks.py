@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from httppubsubclient.bodies import Body, uncancelled
-from httppubsubclient.protocol.callback_urls import CallbackUrl
+from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
 from httppubsubclient.protocol.cloudevents import structured_around
 from httppubsubclient.protocol.delivery_heads import NONCE_PREFIX_BYTES
-from httppubsubclient.protocol.errors import PubSubError
-from httppubsubclient.protocol.keys import Credentials
+from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest, PubSubError
+from httppubsubclient.protocol.intent import handshake_headers
+from httppubsubclient.protocol.keys import Credentials, Secrets
 from httppubsubclient.protocol.messages import Notification
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post
-from httppubsubserver.delivery.webhook_bodies import SMALL_BYTES, DataMembers, Room, read_body
+from httppubsubserver.delivery.webhook_bodies import SMALL_BYTES, SMALL_EVENT_BYTES, DataMembers, Room, read_body
 from httppubsubserver.delivery.webhook_heads import (
     NotMade,
     Parcel,
@@ -33,15 +34,45 @@ from httppubsubserver.randomness import random_bytes
 from httppubsubserver.subscription_secrets import SigningKey, SubscriptionSecrets
 from httppubsubserver.vault import Unopenable
 
-__all__ = ["Webhooks"]
+__all__ = ["EventIdentity", "Webhooks", "event_identity"]
 
 _LOG = logging.getLogger("httppubsub.server.delivery")
 
 _ROOM_BYTES: Final = 64 * 1024 * 1024
 """What all large bodies that are being made, and structured ones on their way, take at most."""
 
+_NO_SOURCE: Final = "httppubsub"
+"""Of events, where the secrets file does not say at which URLs the broadcasters are."""
+
 _MAX_TOLD: Final = 1000
 """Subscriptions whose secrets could not be opened: one line in the log for each of so many."""
+
+
+class EventIdentity(NamedTuple):
+    """Who we are in CloudEvents."""
+
+    source: str
+    """A URI reference."""
+    origin: str | None
+    """A host name."""
+
+
+def event_identity(config: ServerConfig, secrets: Secrets) -> EventIdentity:
+    """As the settings and the secrets file say it. Raises `ConfigurationError`."""
+    source, host = _NO_SOURCE, None
+    if secrets.broadcasters:
+        source = secrets.broadcasters[0]
+        host = parse_callback_url(source).host
+    if config.webhook_origin is not None:
+        try:
+            handshake_headers(config.webhook_origin)
+        except InvalidRequest:
+            raise ConfigurationError("webhook_origin should be a host name in lower case") from None
+        return EventIdentity(source, config.webhook_origin)
+    try:
+        return EventIdentity(source, None if host is None else handshake_headers(host)["webhook-request-origin"])
+    except InvalidRequest:
+        return EventIdentity(source, None)
 
 
 class _Made(NamedTuple):
@@ -54,7 +85,7 @@ class _Made(NamedTuple):
 
 
 class Webhooks:
-    """Makes and sends them. `source` is the broadcaster, as a URI reference; `clock` gives Unix seconds."""
+    """Makes and sends them. `clock` gives Unix seconds."""
 
     def __init__(
         self,
@@ -63,14 +94,14 @@ class Webhooks:
         credentials: Credentials,
         secrets: SubscriptionSecrets,
         *,
-        source: str,
+        identity: EventIdentity,
         clock: Callable[[], float],
     ) -> None:
         self._max_bytes = config.max_webhook_bytes
         self.outbound = outbound
         self._credentials = credentials
         self._secrets = secrets
-        self._source = source
+        self._identity = identity
         self._clock = clock
         self.loop = asyncio.get_running_loop()
         self.members = DataMembers()
@@ -133,18 +164,26 @@ class Webhooks:
     def maker(self, parcel: Parcel, keys: Sequence[SigningKey]) -> Callable[[bytes, bytes], _Made]:
         """What makes the request, from the body of the message (unless neither keys nor format need it) and, for a
         structured event, its data member: in any thread."""
-        credentials, source, now = self._credentials, self._source, int(self._clock())
+        credentials, identity, now = self._credentials, self._identity, int(self._clock())
         nonce_prefix = random_bytes(NONCE_PREFIX_BYTES)
 
         def make(data: bytes, member: bytes) -> _Made:
-            event = None if parcel.format == "raw" else event_for(parcel, source)
+            event = None if parcel.format == "raw" else event_for(parcel, identity.source)
             sent, body = parcel.notification, None
             if event is not None and parcel.format == "cloudevents-structured":
                 data = structured_around(event, member)
                 body = Body.of(data)
                 sent = structured_sent(sent, body.sha256, body.size)
             lines = head_lines(
-                parcel, event, sent, credentials=credentials, keys=keys, data=data, now=now, nonce_prefix=nonce_prefix
+                parcel,
+                event,
+                sent,
+                credentials=credentials,
+                keys=keys,
+                data=data,
+                now=now,
+                nonce_prefix=nonce_prefix,
+                origin=identity.origin,
             )
             return _Made(lines, sent, body)
 
@@ -154,13 +193,14 @@ class Webhooks:
         """The header lines of one without keys once more, with a nonce of their own."""
         return head_lines(
             parcel,
-            None if parcel.format == "raw" else event_for(parcel, self._source),
+            None if parcel.format == "raw" else event_for(parcel, self._identity.source),
             sent,
             credentials=self._credentials,
             keys=(),
             data=b"",
             now=int(self._clock()),
             nonce_prefix=random_bytes(NONCE_PREFIX_BYTES),
+            origin=self._identity.origin,
         )
 
 
@@ -213,12 +253,18 @@ class _WebhookPost:
         try:
             webhooks.check_size(parcel)
             self._keys = webhooks.keys_of(parcel)
-            needed = bool(self._keys) or self._structured
-            if needed and (body.data is None or body.size > SMALL_BYTES):
-                self._task = webhooks.spawn(self)
-                return
-            data = body.data if needed and body.data is not None else b""
-            member = webhooks.members.of(parcel.notification, data) if self._structured else b""
+            data = member = b""
+            if self._structured or self._keys:
+                if body.data is None or body.size > (SMALL_EVENT_BYTES if self._structured else SMALL_BYTES):
+                    self._task = webhooks.spawn(self)
+                    return
+                data = body.data
+            if self._structured:
+                member = webhooks.members.of(parcel.notification, data)
+                # Text may grow to six times its size.
+                if len(member) > SMALL_EVENT_BYTES * 2:
+                    self._task = webhooks.spawn(self)
+                    return
             made = webhooks.maker(parcel, self._keys)(data, member)
         except NotMade as failure:
             webhooks.loop.call_soon(self._end, failure)
@@ -262,12 +308,13 @@ class _WebhookPost:
 
     async def _made_large(self) -> _Made:
         parcel, body, webhooks = self._parcel, self._body, self._webhooks
-        # The message, its data member, the whole body and what is signed; or the first and the last of these.
-        wanted = body.size * (4 if self._structured else 2)
-        await webhooks.room.take(wanted)
-        self._room = wanted
+        # What is read, and what is signed.
+        await self._take_room(2 * body.size)
         if self._structured:
             member = await webhooks.members.of_large(parcel.notification, body)
+            # Not more beside what it has: two who wait for each other would wait for ever.
+            self._leave_room(self._room)
+            await self._take_room(2 * len(member))
             make = webhooks.maker(parcel, self._keys)
             return await uncancelled(asyncio.to_thread(make, b"", member))
         make = webhooks.maker(parcel, self._keys)
@@ -305,6 +352,10 @@ class _WebhookPost:
         if not self._over:
             self._over = True
             self._done(outcome)
+
+    async def _take_room(self, count: int) -> None:
+        await self._webhooks.room.take(count)
+        self._room = count
 
     def _leave_room(self, count: int) -> None:
         if count:

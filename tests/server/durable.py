@@ -24,7 +24,7 @@ from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.acceptance import DurableNotify, accept
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.executor import Executor
-from httppubsubserver.delivery.webhooks import Webhooks
+from httppubsubserver.delivery.webhooks import EventIdentity, Webhooks
 from httppubsubserver.directory import Directory, Target
 from httppubsubserver.stores import open_store
 from httppubsubserver.stores.durable import Claimed, DurableStore, Held, OwedDelivery, Selection, StoredMessage
@@ -140,7 +140,14 @@ class Bench:
 
     def webhooks(self, credentials: Credentials) -> Webhooks:
         """What makes deliveries that are signed with secrets of their own."""
-        return Webhooks(self.config, self.outbound, credentials, self.secrets, source="bench", clock=self.clock)
+        return Webhooks(
+            self.config,
+            self.outbound,
+            credentials,
+            self.secrets,
+            identity=EventIdentity("bench", None),
+            clock=self.clock,
+        )
 
     async def subscribe(
         self, url: str = URL, *, topic: bytes = TOPIC, ordered: bool = False, schedule: tuple[float, ...] | None = None

@@ -35,7 +35,7 @@ from httppubsubserver.delivery import webhook_bodies, webhooks
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed
 from httppubsubserver.delivery.webhook_bodies import DataMembers, Room
 from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
-from httppubsubserver.delivery.webhooks import Webhooks
+from httppubsubserver.delivery.webhooks import EventIdentity, Webhooks, event_identity
 from httppubsubserver.subscription_secrets import SubscriptionSecrets
 from httppubsubserver.vault import Vault
 from tests.server.conftest import OpenBroadcaster, Post, ScriptedOutbound
@@ -294,6 +294,55 @@ async def test_an_event_without_a_secret_has_the_shared_proof_over_the_body_as_i
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("origin", [None, "events.example"])
+async def test_each_event_says_whose_it_is_as_webhooks_of_cloudevents_want_it(
+    open_with_vault: OpenWithVault, outbound: ScriptedOutbound, form: DeliveryFormat, origin: str | None
+) -> None:
+    broadcaster = await open_with_vault(webhook_origin=origin)
+    await subscribe(broadcaster, KEY.text(), form)
+    await broadcaster.notify(b"t", b"data")
+    expected = None if form == "raw" else origin or "broadcaster.example"
+    assert outbound.posts[0].headers.get("webhook-request-origin") == expected
+
+
+@pytest.mark.parametrize("origin", ["", "Broadcaster.example", "a\r\nb: c", "ü.example", "https://a.example", "a b"])
+def test_an_origin_that_is_no_host_name_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(ConfigurationError, match="webhook_origin should be a host name"):
+        event_identity(ServerConfig(webhook_origin=origin), Secrets(Credentials.none(), HMAC, (BROADCASTER,)))
+
+
+@pytest.mark.parametrize(
+    ("urls", "expected"),
+    [
+        ((), ("httppubsub", None)),
+        (("https://A.example/x", "https://b.example"), ("https://A.example/x", "a.example")),
+        (("http://127.0.0.1:3003",), ("http://127.0.0.1:3003", "127.0.0.1")),
+        (("http://[::1]:3003",), ("http://[::1]:3003", None)),
+    ],
+)
+def test_events_come_from_the_first_broadcaster_of_the_secrets_file(
+    urls: tuple[str, ...], expected: tuple[str, str | None]
+) -> None:
+    assert event_identity(ServerConfig(), Secrets(Credentials.none(), HMAC, urls)) == expected
+
+
+async def test_text_that_grows_in_json_is_counted_as_what_it_has_become(outbound: ScriptedOutbound) -> None:
+    release = asyncio.Event()
+    outbound.hangs(URL, release)
+    made = bench(outbound)
+    data = bytes(16 * 1024)
+    running = asyncio.create_task(
+        attempt(made, data, form="cloudevents-structured", content_type="text/plain; charset=utf-8")
+    )
+    await outbound.until(lambda: outbound.in_flight == 1)
+    assert made.room.taken == len(outbound.posts[0].body) > 6 * len(data)
+    release.set()
+    await running
+    assert made.room.taken == 0
+    assert event_of(outbound.posts[0]).data == data
+
+
 @given(
     topic=st.binary(min_size=1, max_size=50),
     data=st.binary(max_size=200),
@@ -403,7 +452,9 @@ async def test_without_the_storage_key_nothing_is_sent_and_with_it_everything_is
 
 def bench(outbound: Any, shared: Credentials = HMAC, **options: Any) -> Webhooks:
     secrets = SubscriptionSecrets(Vault([bytes(range(32))]), now=lambda: 0, grace_seconds=60)
-    return Webhooks(ServerConfig(**options), outbound, shared, secrets, source="urn:test", clock=time.time)
+    return Webhooks(
+        ServerConfig(**options), outbound, shared, secrets, identity=EventIdentity("urn:test", None), clock=time.time
+    )
 
 
 async def attempt(

@@ -1,7 +1,7 @@
 """`client.on("foo/*", fn)`: a subscription whose messages go to a function, one after the other, in order.
 
 Three ways to use what `on` returns: leave it (the subscription is made in the background; a failure is logged, and
-while no broadcaster can be reached it is tried again),
+while no broadcaster can be reached, or none reaches us, it is tried again),
 await it (it is confirmed now, or the failure is raised), or enter it with `async with` (which unsubscribes at the end).
 Without a function it is a decorator.
 """
@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 from httppubsubclient.broadcasters import BroadcastersUnavailable
 from httppubsubclient.message import Message
+from httppubsubclient.protocol.errors import CallbackUnreachable
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.retry import backoff_delay
 from httppubsubclient.subscriptions import Subscription
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 _MAX_PAUSE_SECONDS = 30.0
 """Between two attempts to subscribe while no broadcaster can be reached."""
+
+_AGAIN = (BroadcastersUnavailable, CallbackUnreachable)
+"""What passes: while an application starts or its proxy does not know it yet, nobody answers a broadcaster that asks
+for consent."""
 
 F = TypeVar("F", bound=Callable[[Message], Any])
 
@@ -92,7 +97,7 @@ class Callback:
             raise RuntimeError("enter the client first: async with client")
         try:
             await asyncio.shield(self._confirmed)
-        except BroadcastersUnavailable:
+        except _AGAIN:
             await self.stop()  # whoever waits for it decides what to do next
             raise
         return self
@@ -146,7 +151,7 @@ class Callback:
                 if not confirmed.done():
                     confirmed.set_exception(error)
                     confirmed.exception()  # it counts as seen: it is logged
-                if not isinstance(error, BroadcastersUnavailable):
+                if not isinstance(error, _AGAIN):
                     logger.error("the callback for %s could not subscribe: %s", self.pattern, error)  # noqa: TRY400 - raised when awaited
                     return
                 failures += 1

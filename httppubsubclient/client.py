@@ -32,6 +32,7 @@ from httppubsubclient.broadcasters import Broadcasters, BroadcastersUnavailable
 from httppubsubclient.buffer import Limits
 from httppubsubclient.callbacks import Callback
 from httppubsubclient.config import HttpPubSubConfig
+from httppubsubclient.consenting import Consenting, add_consent, origins_of
 from httppubsubclient.durable_calls import DurableSettings
 from httppubsubclient.durable_inbox import DurableInbox
 from httppubsubclient.durable_options import DurableKeywords, durable_options
@@ -40,7 +41,7 @@ from httppubsubclient.inbox import Inbox
 from httppubsubclient.listener import bound_socket, listener_tls, listening
 from httppubsubclient.message import Message
 from httppubsubclient.outgoing import Publishable, SyncFile
-from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.errors import CallbackUnreachable, ConfigurationError
 from httppubsubclient.protocol.messages import NotifyResult
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
 from httppubsubclient.publishing import Moment, PublishOptions, cancel_scheduled, publish
@@ -108,6 +109,7 @@ class HttpPubSubClient:
         remember_file = None if config.remember_file is None else os.fspath(config.remember_file)
         self._remembered = Remembered(remember_file, config.remembered_message_ids)
         self._router = receiving_router(self._receiver, self._lifespan)
+        add_consent(self._router, self._consenting())
         self._callbacks: list[Callback] = []
         self._lasting: set[Callback] = set()
         self._entered = 0
@@ -118,7 +120,7 @@ class HttpPubSubClient:
 
     @property
     def router(self) -> APIRouter:
-        """`POST /v1/receive`, for an app of your own. Its lifespan enters this client, so that including it is all
+        """`/v1/receive`, for an app of your own. Its lifespan enters this client, so that including it is all
         there is to do. Dependencies of `include_router` do not apply: deliveries are guarded by `receive_auth`."""
         return self._router
 
@@ -183,6 +185,14 @@ class HttpPubSubClient:
     def _receive_nothing(self) -> None:
         self._receiver.registrations = self._receiver.durable = None
 
+    def _consenting(self) -> Consenting:
+        receiver = self._receiver
+        return Consenting(
+            lambda: (receiver.registrations, receiver.durable),
+            fragment=self._config.fragment,
+            origins=origins_of(self._broadcaster_urls()),
+        )
+
     def _durable_settings(self) -> DurableSettings:
         config = self._config
         return DurableSettings(
@@ -195,9 +205,10 @@ class HttpPubSubClient:
         )
 
     async def _confirm_callbacks(self) -> None:
-        """Raises what is wrong with a callback; broadcasters that are away are tried again in the background."""
+        """Raises what is wrong with a callback. Broadcasters that are away are tried again in the background, and those
+        that ask us for our consent while the application around us does not listen yet."""
         for failure in await asyncio.gather(*(callback.first_outcome() for callback in self._callbacks)):
-            if failure is not None and not isinstance(failure, BroadcastersUnavailable):
+            if failure is not None and not isinstance(failure, BroadcastersUnavailable | CallbackUnreachable):
                 raise failure
 
     async def _bind(self, stack: AsyncExitStack) -> int | None:
@@ -224,12 +235,8 @@ class HttpPubSubClient:
 
     def _broadcasters(self) -> Broadcasters:
         config = self._config
-        try:
-            urls = config.broadcaster_urls()
-        except ConfigurationError:
-            urls = ()  # raised when one is needed
         return Broadcasters(
-            urls,
+            self._broadcaster_urls(),
             config.send_auth,
             connect_timeout_seconds=config.connect_timeout_seconds,
             ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
@@ -241,6 +248,12 @@ class HttpPubSubClient:
             ),
             transport=self._transport,
         )
+
+    def _broadcaster_urls(self) -> tuple[str, ...]:
+        try:
+            return self._config.broadcaster_urls()
+        except ConfigurationError:
+            return ()  # raised when one is needed
 
     def _lifespan(self, _app: Any) -> AbstractAsyncContextManager[None]:
         @asynccontextmanager

@@ -60,6 +60,7 @@ class DurableName:
         self._options: dict[Pattern, DeliveryOptions] = {}
         self._shown_patterns: dict[DurableInbox, dict[Pattern, str]] = {}
         self._entering: set[tuple[Pattern, DurableInbox]] = set()
+        self._removing: set[Pattern] = set()
         self._ids: dict[Pattern, str] = {}
         self._patterns_by_id: dict[str, Pattern] = {}
 
@@ -125,7 +126,11 @@ class DurableName:
             for pattern in patterns:
                 subscription_id = self._ids.get(pattern)
                 if subscription_id is not None and self._wanted.get(pattern, {}).keys() == {inbox}:
-                    await self._calls.unsubscribe(subscription_id, deadline)
+                    self._removing.add(pattern)
+                    try:
+                        await self._calls.unsubscribe(subscription_id, deadline)
+                    finally:
+                        self._removing.discard(pattern)
                     self._continuity.forget(subscription_id)
                 self._drop([pattern], inbox)
 
@@ -136,6 +141,20 @@ class DurableName:
             raise RuntimeError(f"{self.name!r} is in use here: leave its subscriptions first")
         async with self._calling() as deadline:
             return await self._calls.unsubscribe_all(deadline)
+
+    # -- consent (consenting) ----------------------------------------------------------------------------------------
+
+    def wants(self, pattern: Pattern) -> bool:
+        """Whether somebody here has entered this pattern, or is entering it."""
+        return bool(self._wanted.get(pattern))
+
+    def wants_any(self) -> bool:
+        """The same for any pattern."""
+        return bool(self._wanted)
+
+    def gives_up(self, pattern: Pattern) -> bool:
+        """Whether this pattern is being removed at the broadcaster, by us."""
+        return pattern in self._removing
 
     # -- deliveries (receiver) ---------------------------------------------------------------------------------------
 

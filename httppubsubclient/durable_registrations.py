@@ -9,6 +9,7 @@ from httppubsubclient.durable_calls import DurableCalls, DurableSettings
 from httppubsubclient.durable_name import AWAY_RETRY_SECONDS, DurableName
 from httppubsubclient.durable_options import check_durable_name, durable_url
 from httppubsubclient.protocol.errors import Unavailable
+from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.remembered import Remembered
 
 __all__ = ["DurableRegistrations"]
@@ -25,6 +26,7 @@ class DurableRegistrations:
         self._remembered = remembered
         self._settings = settings
         self._names: dict[str, DurableName] = {}
+        self._forgetting: set[str] = set()
 
     def name(self, name: str) -> DurableName:
         """This name, for subscribing under it."""
@@ -45,7 +47,26 @@ class DurableRegistrations:
         """Remove everything that is subscribed under a name, with its backlog; how many subscriptions there were."""
         check_durable_name(name)
         known = self._names.get(name)
-        return await (known or self._made(name)).forget()
+        self._forgetting.add(name)
+        try:
+            return await (known or self._made(name)).forget()
+        finally:
+            self._forgetting.discard(name)
+
+    def wants(self, name: str, pattern: Pattern) -> bool:
+        """Whether somebody here has entered this pattern of a name, or is entering it."""
+        known = self._names.get(name)
+        return known is not None and known.wants(pattern)
+
+    def wants_any(self, name: str) -> bool:
+        """The same for any pattern of a name."""
+        known = self._names.get(name)
+        return known is not None and known.wants_any()
+
+    def gives_up(self, name: str, pattern: Pattern) -> bool:
+        """Whether this pattern of a name, or the whole name, is being removed at the broadcaster, by us."""
+        known = self._names.get(name)
+        return name in self._forgetting or (known is not None and known.gives_up(pattern))
 
     async def close(self) -> None:
         """End every subscription, here only."""

@@ -183,6 +183,14 @@ class Registrations:
             else:
                 raise Gone(f"there is no subscription {subscription_id} here")
 
+    def wants(self, pattern: Pattern) -> bool:
+        """Whether somebody here wants this pattern at this moment, confirmed or not."""
+        return bool(self._wanted.get(pattern))
+
+    def wants_any(self) -> bool:
+        """The same for any pattern."""
+        return bool(self._wanted)
+
     def _check_wanted(self, patterns: Iterable[Pattern], member: Member) -> None:
         if any(member not in self._wanted.get(pattern, {}) for pattern in patterns):
             raise Unavailable("the client was left while it subscribed")

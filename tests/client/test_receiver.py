@@ -329,7 +329,7 @@ async def test_headers_of_random_bytes_are_refused_and_never_fail(
             assert status != 500
 
 
-async def test_the_route_is_documented_and_takes_only_post(client: HttpPubSubClient) -> None:
+async def test_the_route_is_documented_and_takes_deliveries_by_post_alone(client: HttpPubSubClient) -> None:
     app = FastAPI()
     app.include_router(client.router, prefix="/pubsub")
     operation = app.openapi()["paths"]["/pubsub/v1/receive"]["post"]
@@ -337,4 +337,5 @@ async def test_the_route_is_documented_and_takes_only_post(client: HttpPubSubCli
     assert {"200", "400", "401", "408", "410", "413", "415", "503"} <= set(operation["responses"])
     assert "Webhook-Id" in json.dumps(operation["parameters"])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as http:
-        assert (await http.get("/pubsub/v1/receive")).status_code == 405
+        assert (await http.put("/pubsub/v1/receive")).status_code == 405
+        assert (await http.get("/pubsub/v1/receive")).status_code == 400, "that is how consent is asked for"

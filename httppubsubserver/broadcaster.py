@@ -51,6 +51,7 @@ from httppubsubserver.auth import Authenticator, check_jwt_settings, open_jwt_to
 from httppubsubserver.background import Background
 from httppubsubserver.callback_policy import CallbackPolicy
 from httppubsubserver.config import ServerConfig, load_secrets
+from httppubsubserver.consent import Consent, open_consent
 from httppubsubserver.delivery.dispatcher import Dispatcher
 from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.executor import Executor
@@ -129,6 +130,7 @@ class Broadcaster:
         self._background = Background()
         self._store: DurableStore | None = None
         self.authenticator: Authenticator
+        self._consent: Consent
         self._directory: Directory
         self._dispatcher: Dispatcher
         self._executor: Executor
@@ -184,13 +186,16 @@ class Broadcaster:
         a durable one is still owed is due now, with its schedule from the beginning. `owner` as in `Store`: who asks,
         None for somebody to whom everything belongs.
         """
-        subscription, created = await self.store.subscribe(
+        store = self.store
+        renewals = await self._consent.to_subscribe(request, owner=owner, now=self.now())
+        subscription, created = await store.subscribe(
             request,
             now=self.now(),
             owner=owner,
             max_subscriptions=max_subscriptions,
             secrets=secrets or self._required_secret(request.url),
         )
+        await self._consent.check_renewed(renewals, [subscription], now=self.now())
         if created:
             audit("subscribed", by=owner, **_audited(subscription))
         if secrets is not None:
@@ -212,7 +217,10 @@ class Broadcaster:
             _LOG.warning("what %s is owed could not be brought forward: %s", subscription_id, error.detail)
 
     async def unsubscribe(self, subscription_id: str, *, owner: str | None = None, by: str | None = None) -> None:
-        """Remove a subscription. `by`: who asks, where everything belongs to him. Raises `NotFound`."""
+        """Remove a subscription. `by`: who asks, where everything belongs to him. Raises `NotFound`, and what
+        `Consent` raises."""
+        _ = self.store  # raises when not open
+        await self._consent.to_unsubscribe(subscription_id, owner=owner, now=self.now())
         if not await self.store.unsubscribe(subscription_id, now=self.now(), owner=owner):
             raise NotFound("there is no subscription with this id")
         self._upkeep.wake()
@@ -246,11 +254,13 @@ class Broadcaster:
         secrets: Mapping[Pattern, SecretsChange] | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
+        store = self.store
+        renewals = await self._consent.to_replace(url, requests, if_match=if_match, owner=owner, now=self.now())
         changes = dict(secrets or {})
         required = self._required_secret(url)
         if required is not None:
             changes |= {request.pattern: required for request in requests if request.pattern not in changes}
-        kept, etag = await self.store.replace(
+        kept, etag = await store.replace(
             url,
             requests,
             if_match=if_match,
@@ -260,6 +270,7 @@ class Broadcaster:
             secrets=changes,
         )
         self._upkeep.wake()
+        await self._consent.check_renewed(renewals, kept, now=self.now())
         audit(
             "subscriptions_replaced",
             by=owner,
@@ -389,6 +400,9 @@ class Broadcaster:
                         certificate=client_certificate(self.config),
                     )
                 )
+            self._consent = await stack.enter_async_context(
+                open_consent(self.config, store, self.egress, self._secrets)
+            )
             self._directory = Directory(store)
             webhooks = Webhooks(
                 self.config,

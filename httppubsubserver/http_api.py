@@ -17,6 +17,7 @@ from starlette.routing import Route
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import (
     CallbackRefused,
+    CallbackUnreachable,
     Conflict,
     DigestMismatch,
     Forbidden,
@@ -64,6 +65,7 @@ from httppubsubserver.subscription_secrets import Change
 __all__ = ["create_router"]
 
 _ALWAYS = (InvalidRequest, Unauthorized, Replayed, Forbidden, Unavailable)
+_CONSENT = (CallbackRefused, CallbackUnreachable, QuotaExceeded)
 _WITH_BODY = (TooSlow, TooLarge, UnsupportedMediaType)
 _MAX_SUBSCRIBE_BYTES = 64 * 1024
 _MAX_WHOLE_SET_BYTES = 16 * 1024 * 1024
@@ -143,11 +145,10 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
                 *_WITH_BODY,
                 DigestMismatch,
                 InvalidUrl,
-                CallbackRefused,
+                *_CONSENT,
                 InvalidTopic,
                 InvalidGlob,
                 InvalidSecret,
-                QuotaExceeded,
             ),
         },
         openapi_extra=json_body(SubscribeFields) | SECURITY,
@@ -220,7 +221,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
         summary="Unsubscribe",
         status_code=204,
         response_class=Response,
-        responses=problems(*_ALWAYS, NotFound),
+        responses=problems(*_ALWAYS, NotFound, *_CONSENT),
         openapi_extra=SUBSCRIPTION_ID_OPENAPI | SECURITY,
     )
     async def unsubscribe(request: Request) -> Response:
@@ -244,11 +245,10 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
                 DigestMismatch,
                 PreconditionFailed,
                 InvalidUrl,
-                CallbackRefused,
+                *_CONSENT,
                 InvalidTopic,
                 InvalidGlob,
                 InvalidSecret,
-                QuotaExceeded,
             ),
         },
         openapi_extra=json_body(WholeSetFields) | PRECONDITION_OPENAPI | SECURITY,
@@ -330,7 +330,7 @@ def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields
         lease = broadcaster.config.default_lease_seconds
     elif not 1 <= lease <= longest:
         raise InvalidRequest(f"lease_seconds is 1 to {longest}; got {lease}")
-    return SubscribeRequest(url, fields.pattern(), lease, *fields.options())
+    return SubscribeRequest(url, fields.pattern(), lease, *fields.options(), handshake=fields.handshake)
 
 
 def _secret(broadcaster: Broadcaster, fields: PatternFields) -> Change | None:

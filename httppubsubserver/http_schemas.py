@@ -78,6 +78,11 @@ class PatternFields(BaseModel):
         description="What a delivery looks like: the published bytes as they are, or a CloudEvents 1.0.2 event, with "
         "its attributes as headers or as one JSON document.",
     )
+    handshake: Literal["websub", "cloudevents"] = Field(
+        "websub",
+        description="How the callback is asked whether it agrees, if it is: by `GET` with a challenge, or, with a "
+        "format of CloudEvents, by `OPTIONS`.",
+    )
     secret: str | None = Field(
         None,
         description="Deliveries are signed with a secret of their own, as Standard Webhooks says: `whsec_...`, "

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_RATE_PER_MINUTE",
     "MIN_CHALLENGE_LENGTH",
     "Answer",
+    "Handshake",
     "HandshakeRequest",
     "IntentMode",
     "Verification",
@@ -54,6 +55,8 @@ MAX_RATE_PER_MINUTE: Final = 10**9
 _MAX_QUERY_LENGTH: Final = 3 * 4096 + 1024
 
 IntentMode = Literal["subscribe", "unsubscribe"]
+Handshake = Literal["websub", "cloudevents"]
+"""By which of the two a callback is asked."""
 
 _CHALLENGE = re.compile(rf"[A-Za-z0-9_-]{{{MIN_CHALLENGE_LENGTH},{MAX_CHALLENGE_LENGTH}}}", re.ASCII)
 _ANY_CHALLENGE = re.compile(rf"[!-~]{{1,{MAX_CHALLENGE_LENGTH}}}", re.ASCII)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 
 from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubclient.protocol.intent import Handshake
 from httppubsubclient.protocol.options import (
     DeliveryFormat,
     DeliveryMode,
@@ -99,9 +100,13 @@ class SubscribeRequest:
     ordered: bool = False
     retry_schedule_seconds: tuple[float, ...] | None = None
     format: DeliveryFormat = "raw"
+    handshake: Handshake = "websub"
+    """How the callback is asked for its consent, if it is."""
 
     def __post_init__(self) -> None:
         check_options(self.options)
+        if self.handshake == "cloudevents" and self.format == "raw":
+            raise InvalidRequest('the handshake "cloudevents" goes with the formats of CloudEvents, not with "raw"')
 
     @property
     def options(self) -> DeliveryOptions:

@@ -71,6 +71,10 @@ class Egress:
         """What is asked about addresses."""
         return self._policy
 
+    def resolving_by(self, resolver: Resolver) -> Egress:
+        """The same way out with the policy of this moment, and another resolver."""
+        return Egress(self._policy, resolver=resolver, proxy=self._proxy)
+
     def set_policy(self, policy: Policy | None) -> None:
         """From now on this one is asked. Idle connections that it would not have allowed are closed; what is under
         way to such an address ends its request, and the connection with it."""

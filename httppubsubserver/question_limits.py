@@ -1,0 +1,157 @@
+"""How often, and how many at once, callbacks are asked whether they want to be called: no more than a nuisance.
+
+Whoever may subscribe can have a question sent to anybody. So each question is paid for before it is sent, by everybody
+it concerns, and what a callback agrees to is given back: who agrees is not being molested, and may ask for thousands of
+patterns. What is left is questions that nobody wanted, and of these an hour has at most
+
+| for one                                | `verifications_per_hour`, times | at once |
+|----------------------------------------|---------------------------------|---------|
+| host of a callback URL                 | 1                               | 8       |
+| address (IPv6: its /64), by whatever name | 4                            |         |
+| owner who asks                         | 8                               | 64      |
+| process of the broadcaster, all of it  | 64                              | 256     |
+
+half of them in one go. An owner who has used up its own has not used up what others have. Nobody waits for a turn
+longer than a question may take; more than `MAX_WAITING` do not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv6Address, IPv6Network
+from typing import Final, Literal, NamedTuple
+
+from httppubsubclient.protocol.addresses import parse_address
+from httppubsubclient.protocol.errors import QuotaExceeded, Unavailable
+from httppubsubclient.protocol.token_bucket import FULL, Rate, take
+
+__all__ = ["EVERYBODY", "MAX_WAITING", "Charge", "QuestionBudget", "Turns", "address_charge"]
+
+Kind = Literal["host", "address", "owner", "all"]
+
+MAX_WAITING: Final = 1000
+"""Questions that wait for their turn."""
+MAX_KEPT: Final = 100_000
+"""Buckets; with more of them, those that are full again are forgotten."""
+
+_TIMES: Final[dict[Kind, int]] = {"host": 1, "address": 4, "owner": 8, "all": 64}
+_AT_ONCE: Final[dict[Kind, int]] = {"host": 8, "owner": 64, "all": 256}
+_SECONDS: Final = 3600
+_MICROSECONDS: Final = 1_000_000
+
+
+class Charge(NamedTuple):
+    """Who pays for a question."""
+
+    kind: Kind
+    name: str
+
+
+EVERYBODY: Final = Charge("all", "")
+
+
+def address_charge(address: str) -> Charge:
+    """The charge for an address; in IPv6 whoever has one has its whole /64."""
+    parsed = parse_address(address)
+    if isinstance(parsed, IPv6Address):
+        return Charge("address", str(IPv6Network((int(parsed) >> 64 << 64, 64))))
+    return Charge("address", address if parsed is None else str(parsed))
+
+
+class QuestionBudget:
+    """What may still be asked. `now` gives microseconds of a clock that is never set."""
+
+    def __init__(self, per_hour: int, *, now: Callable[[], int]) -> None:
+        self._rates: dict[Kind, Rate] = {kind: _rate(times * per_hour) for kind, times in _TIMES.items()}
+        self._now = now
+        self._states: dict[Charge, int] = {}
+        self._forget_at = MAX_KEPT
+
+    def spend(self, charges: Iterable[Charge]) -> None:
+        """One question at the cost of all of these, or of none: raises `QuotaExceeded`."""
+        now = self._now()
+        states: dict[Charge, int] = {}
+        for charge in charges:
+            taken = take(self._rates[charge.kind], self._states.get(charge, FULL), now, 1)
+            if not taken.allowed:
+                raise QuotaExceeded(
+                    "this callback, its host or its owner was asked too often whether it agrees, and did not: "
+                    "make it answer, then try again after the time that Retry-After says",
+                    retry_after_seconds=-(-taken.wait_microseconds // _MICROSECONDS),
+                )
+            states[charge] = taken.state
+        self._states.update(states)
+        if len(self._states) > self._forget_at:
+            self._forget_full(now)
+
+    def give_back(self, charges: Iterable[Charge]) -> None:
+        """The question was welcome."""
+        for charge in charges:
+            state = self._states.pop(charge, FULL) - self._rates[charge.kind].cost(1)
+            if state > self._now():
+                self._states[charge] = state
+
+    def _forget_full(self, now: int) -> None:
+        """The charge for everybody bounds those that are not full again."""
+        self._states = {charge: state for charge, state in self._states.items() if state > now}
+        self._forget_at = max(MAX_KEPT, 2 * len(self._states))
+
+
+def _rate(per_hour: int) -> Rate:
+    """A full bucket and what comes into it in an hour are together what an hour has."""
+    burst = per_hour / 2
+    # Rounded up: a burst that takes an hour and the smallest fraction is none that `Rate` takes.
+    return Rate(burst / _SECONDS * (1 + 1e-12), burst)
+
+
+class Turns:
+    """How many questions are under way at once; further ones wait in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._under_way: Counter[Charge] = Counter()
+        self._waiting: deque[tuple[Sequence[Charge], asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def turn(self, charges: Sequence[Charge]) -> AsyncIterator[None]:
+        """One of the places of each of these, while the context lasts. Has no deadline. Raises `Unavailable`."""
+        if self._waiting or not self._fits(charges):
+            if len(self._waiting) >= MAX_WAITING:
+                raise Unavailable("too many callbacks are being asked whether they agree", retry_after_seconds=1)
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((charges, turn))
+            self._let_in()
+            try:
+                await turn
+            except BaseException:
+                if turn.cancelled():
+                    self._waiting.remove((charges, turn))
+                else:  # it had its turn at the moment it was given up
+                    self._leave(charges)
+                raise
+        else:
+            self._under_way.update(charges)
+        try:
+            yield
+        finally:
+            self._leave(charges)
+
+    def _leave(self, charges: Sequence[Charge]) -> None:
+        self._under_way.subtract(charges)
+        for charge in charges:
+            if not self._under_way[charge]:
+                del self._under_way[charge]
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Whoever may go on; who waits for a place of its own keeps nobody else."""
+        for charges, turn in list(self._waiting):
+            if not turn.done() and self._fits(charges):
+                self._waiting.remove((charges, turn))
+                self._under_way.update(charges)
+                turn.set_result(None)
+
+    def _fits(self, charges: Iterable[Charge]) -> bool:
+        return all(self._under_way[charge] < _AT_ONCE.get(charge.kind, 1 << 30) for charge in charges)

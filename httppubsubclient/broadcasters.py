@@ -37,12 +37,14 @@ from httppubsubclient.outgoing import Outgoing
 from httppubsubclient.protocol.credentials import Credentials, sign_request
 from httppubsubclient.protocol.errors import (
     ConfigurationError,
+    InvalidRequest,
     PreconditionFailed,
     PubSubError,
     QuotaExceeded,
     Unavailable,
     from_problem,
 )
+from httppubsubclient.protocol.messages import Subscription
 from httppubsubclient.protocol.retry import Verdict, backoff_delay, retry_after_seconds, verdict
 from httppubsubclient.protocol.signatures import content_digest
 from httppubsubclient.tls import Identity, client_context
@@ -319,6 +321,23 @@ class _Request:
             yield chunk
         # The transport asks for more only after it has written what it got.
         self.handed_over = True
+
+
+def parse_subscriptions(answer: Answer) -> list[Subscription]:
+    """The whole set of a URL as a broadcaster answered it. Raises `PubSubError` that names the broadcaster."""
+    entries = answer.fields().get("subscriptions")
+    if not isinstance(entries, list):
+        raise PubSubError(f"{answer.url} answered without the list of subscriptions")
+    return [parse_subscription(answer, entry) for entry in entries]
+
+
+def parse_subscription(answer: Answer, fields: Any) -> Subscription:
+    """A subscription as a broadcaster answered it. Raises `PubSubError` that names the broadcaster."""
+    try:
+        return Subscription.from_json(fields)
+    except (InvalidRequest, AttributeError, TypeError) as error:
+        # Not InvalidRequest any more: it is not our request that was refused.
+        raise PubSubError(f"{answer.url} answered {answer.status} with what is no subscription: {error}") from None
 
 
 def _tls(urls: Sequence[str], ca_file: str | None, identity: Identity | None) -> ssl.SSLContext | bool:

@@ -21,6 +21,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Unpack
 
@@ -35,7 +36,7 @@ from httppubsubclient.config import HttpPubSubConfig
 from httppubsubclient.consenting import Consenting, add_consent, origins_of
 from httppubsubclient.durable_calls import DurableSettings
 from httppubsubclient.durable_inbox import DurableInbox
-from httppubsubclient.durable_options import DurableKeywords, durable_options
+from httppubsubclient.durable_options import SubscribeKeywords, subscribe_options
 from httppubsubclient.durable_registrations import DurableRegistrations
 from httppubsubclient.inbox import Inbox
 from httppubsubclient.listener import bound_socket, listener_tls, listening
@@ -50,6 +51,7 @@ from httppubsubclient.registrations import Registrations
 from httppubsubclient.remembered import Remembered
 from httppubsubclient.subscriptions import Subscription
 from httppubsubclient.tls import Identity
+from httppubsubclient.webhooks import Agreements
 
 __all__ = ["BroadcastersUnavailable", "Callback", "HttpPubSubClient", "Message", "NotifyResult", "Subscription"]
 
@@ -92,6 +94,11 @@ class HttpPubSubClient:
             spooled_bytes=config.buffer_spooled_bytes,
             spool_bytes=config.spool_bytes,
         )
+        remember_file = None if config.remember_file is None else os.fspath(config.remember_file)
+        self._remembered = Remembered(remember_file, config.remembered_message_ids)
+        self._remembered_once = Remembered(
+            None if remember_file is None else f"{remember_file}.once", config.remembered_message_ids
+        )
         self._receiver = Receiver(
             config.receive_auth,
             config.fragment,
@@ -102,12 +109,12 @@ class HttpPubSubClient:
                 body_idle_timeout_seconds=config.body_idle_timeout_seconds,
                 signature_tolerance_seconds=config.signature_tolerance_seconds,
                 max_remembered_nonces=config.max_remembered_nonces,
+                max_webhook_bytes=config.max_webhook_bytes,
                 ack_timeout_seconds=config.ack_timeout_seconds,
                 buffer=self._limits,
             ),
+            self._remembered_once,
         )
-        remember_file = None if config.remember_file is None else os.fspath(config.remember_file)
-        self._remembered = Remembered(remember_file, config.remembered_message_ids)
         self._router = receiving_router(self._receiver, self._lifespan)
         add_consent(self._router, self._consenting())
         self._callbacks: list[Callback] = []
@@ -154,18 +161,23 @@ class HttpPubSubClient:
             port = await self._bind(stack)
             registrations = durable = None
             if config.host is not None:
-                stack.callback(self._remembered.close)
-                await uncancelled(asyncio.to_thread(self._remembered.open))
+                for remembered in (self._remembered, self._remembered_once):
+                    stack.callback(remembered.close)
+                    await uncancelled(asyncio.to_thread(remembered.open))
                 # Connections of their own: subscribing never queues behind notifies that wait for somebody slow.
                 calls = await stack.enter_async_context(self._broadcasters())
+                agreements = partial(Agreements, {})  # no two of this client's subscriptions share a secret
                 registrations = Registrations(
                     calls,
                     config.callback_url(port),
                     lease_seconds=config.lease_seconds,
                     request_timeout_seconds=config.request_timeout_seconds,
                     leave_timeout_seconds=config.leave_timeout_seconds,
+                    agreements=agreements(),
                 )
-                durable = DurableRegistrations(calls, registrations.url, self._remembered, self._durable_settings())
+                durable = DurableRegistrations(
+                    calls, registrations.url, self._remembered, self._durable_settings(), agreements
+                )
                 self._receiver.registrations, self._receiver.durable = registrations, durable
                 stack.callback(self._receive_nothing)
                 registrations.open()
@@ -295,23 +307,24 @@ class HttpPubSubClient:
 
     # All take the keywords of durable subscriptions: durable="worker-1", ordered=True, ack="processed" or "explicit",
     # retry_schedule_seconds=[0, 1, 5]. durable_options.py says what they mean; without a name it is best effort.
+    # And secret="generate", format="cloudevents-structured": webhooks.py says what those mean.
 
-    def subscribe_exact(self, topic: bytes, **durability: Unpack[DurableKeywords]) -> Subscription:
+    def subscribe_exact(self, topic: bytes, **options: Unpack[SubscribeKeywords]) -> Subscription:
         """A subscription to one topic. Raises `InvalidTopic`."""
-        return self._subscription([Pattern.exact(topic)], durability)
+        return self._subscription([Pattern.exact(topic)], options)
 
-    def subscribe_glob(self, glob: str, **durability: Unpack[DurableKeywords]) -> Subscription:
+    def subscribe_glob(self, glob: str, **options: Unpack[SubscribeKeywords]) -> Subscription:
         """A subscription to the topics that match a glob (docs/protocol.md). Raises `InvalidGlob`."""
-        return self._subscription([Pattern.glob(glob)], durability)
+        return self._subscription([Pattern.glob(glob)], options)
 
-    def subscribe_mqtt(self, topic_filter: str, **durability: Unpack[DurableKeywords]) -> Subscription:
+    def subscribe_mqtt(self, topic_filter: str, **options: Unpack[SubscribeKeywords]) -> Subscription:
         """A subscription to the topics that match an MQTT 5.0 topic filter. Raises `InvalidGlob`."""
-        return self._subscription([Pattern.mqtt(topic_filter)], durability)
+        return self._subscription([Pattern.mqtt(topic_filter)], options)
 
-    def subscribe_multi(self, **durability: Unpack[DurableKeywords]) -> Subscription:
+    def subscribe_multi(self, **options: Unpack[SubscribeKeywords]) -> Subscription:
         """A subscription to nothing yet: add patterns with its own `subscribe_exact`, `subscribe_glob` and
         `subscribe_mqtt` once it is entered. A message that several of them match arrives once."""
-        return self._subscription([], durability)
+        return self._subscription([], options)
 
     def subscribe(
         self,
@@ -319,7 +332,7 @@ class HttpPubSubClient:
         exact: Iterable[bytes] = (),
         glob: Iterable[str] = (),
         mqtt: Iterable[str] = (),
-        **durability: Unpack[DurableKeywords],
+        **options: Unpack[SubscribeKeywords],
     ) -> Subscription:
         """A subscription to several patterns at once, confirmed together; each message arrives once."""
         for name, patterns in (("exact", exact), ("glob", glob), ("mqtt", mqtt)):
@@ -331,15 +344,16 @@ class HttpPubSubClient:
                 *(Pattern.glob(text) for text in glob),
                 *(Pattern.mqtt(text) for text in mqtt),
             ],
-            durability,
+            options,
         )
 
-    def _subscription(self, patterns: Iterable[Pattern], durability: DurableKeywords) -> Subscription:
-        options = durable_options(**durability)
-        if options is None:
-            plain = Inbox(self._limits, remembered_message_ids=self._config.remembered_message_ids)
+    def _subscription(self, patterns: Iterable[Pattern], keywords: SubscribeKeywords) -> Subscription:
+        durable, asked = subscribe_options(**keywords)
+        count = self._config.remembered_message_ids
+        if durable is None:
+            plain = Inbox(self._limits, remembered_message_ids=count, asked=asked)
             return Subscription(self._running_registrations, patterns, plain)
-        inbox = DurableInbox(options, self._limits, remembered_message_ids=self._config.remembered_message_ids)
+        inbox = DurableInbox(durable, self._limits, remembered_message_ids=count, asked=asked)
         return Subscription(lambda: self._running_durable().name(inbox.options.name), patterns, inbox)
 
     async def forget_durable(self, name: str) -> int:
@@ -353,7 +367,7 @@ class HttpPubSubClient:
         function: Callable[[Message], Any] | None = None,
         *,
         kind: PatternKind | None = None,
-        **durability: Unpack[DurableKeywords],
+        **options: Unpack[SubscribeKeywords],
     ) -> Callback:
         """Call a function, sync or async, with each message: `bytes` mean an exact topic, `str` a glob, or say
         `kind="mqtt"`. See callbacks.py for what to do with the result.
@@ -365,14 +379,14 @@ class HttpPubSubClient:
         """
         if function is not None and not callable(function):
             raise TypeError(f"a callback is a function that takes a message, not {type(function).__name__}")
-        durable_options(**durability)
-        acknowledges = durability.get("ack") == "processed"
+        subscribe_options(**options)
+        acknowledges = options.get("ack") == "processed"
         if acknowledges:
-            durability["ack"] = "explicit"
+            options["ack"] = "explicit"
         callback = Callback(
             _pattern(pattern, kind),
             function,
-            subscribe=lambda wanted: self._subscription([wanted], durability),
+            subscribe=lambda wanted: self._subscription([wanted], options),
             is_running=lambda: self._life is not None,
             forget=self._forget_callback,
             leave_timeout_seconds=self._config.leave_timeout_seconds,
@@ -403,6 +417,7 @@ class HttpPubSubClient:
         traceparent: str | None = None,
         deliver_at: Moment | None = None,
         expires: Moment | None = None,
+        after: Message | None = None,
     ) -> NotifyResult:
         """Publish one message and tell what became of it.
 
@@ -417,8 +432,21 @@ class HttpPubSubClient:
         For durable subscriptions: `deliver_at` schedules the message, which then goes to them only, and `expires` is
         when it is no longer worth sending, counted from when it is due. Both are a `datetime` with its time zone, or a
         `timedelta` or seconds from now.
+
+        `after`: the message that this one is published because of. It counts through how many broadcasters that came,
+        so that what goes round in a circle ends with `TooManyHops`; and without a `traceparent` it gives its own.
         """
-        options = PublishOptions(content_type, idempotency_key, wait, respond_async, traceparent, deliver_at, expires)
+        hops, followed = (None, None) if after is None else (after.hops, after.traceparent)
+        options = PublishOptions(
+            content_type,
+            idempotency_key,
+            wait,
+            respond_async,
+            followed if traceparent is None else traceparent,
+            deliver_at,
+            expires,
+            hops,
+        )
         return await publish(self._running().broadcasters, self._config, topic, data, sync_file, options)
 
     async def cancel_scheduled(self, message_id: str) -> int:

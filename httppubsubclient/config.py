@@ -125,14 +125,17 @@ class HttpPubSubConfig:
     remembered_message_ids: int = 10_000
     """Ids that one subscription remembers to drop duplicates; of durable ones the client remembers so many in all."""
     remember_file: Path | str | None = None
-    """Where the client remembers durable messages across its restarts; a second file `.2` lies beside it. Each process
-    needs its own. None: in memory only."""
+    """Where the client remembers durable messages across its restarts; a second file `.2` lies beside it, and for those
+    of best effort `.once` and `.once.2`. Each process needs its own. None: in memory only."""
     spool_bytes: int = 10 * MEBIBYTE
     """Larger bodies, in either direction, lie in a temporary file."""
     spool_directory: Path | str | None = None
     """Where; the system's temporary directory by default."""
     max_body_bytes: int = 5 * GIBIBYTE
     """The largest message, in either direction."""
+    max_webhook_bytes: int = 16 * MEBIBYTE
+    """The largest delivery that is verified or decoded as a whole: to a subscription with a secret of its own, or in
+    structured mode."""
     body_idle_timeout_seconds: float = 30.0
     """A delivery whose body stops arriving for this long is answered 408."""
     signature_tolerance_seconds: int = 300
@@ -265,6 +268,7 @@ _NUMBERS: dict[str, tuple[float, bool]] = {
     "remembered_message_ids": (1, True),
     "spool_bytes": (0, True),
     "max_body_bytes": (0, True),
+    "max_webhook_bytes": (0, True),
     "body_idle_timeout_seconds": (0.001, False),
     "signature_tolerance_seconds": (1, True),
     "max_remembered_nonces": (1, True),

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from httppubsubclient.bodies import Body, BodyWriter
-from httppubsubclient.broadcasters import Answer, Broadcasters
+from httppubsubclient.broadcasters import Answer, Broadcasters, parse_subscription
 from httppubsubclient.protocol.errors import NotFound, PubSubError
 from httppubsubclient.protocol.messages import Subscription
 from httppubsubclient.protocol.options import DeliveryOptions, options_to_json
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubclient.registrations import PATH, parse_subscription
+from httppubsubclient.registrations import PATH
+from httppubsubclient.webhooks import Terms
 
 __all__ = ["DurableCalls", "DurableSettings"]
 
@@ -39,13 +40,14 @@ class DurableCalls:
         self._settings = settings
 
     async def subscribe(
-        self, pattern: Pattern, options: DeliveryOptions, deadline: float, *, resume: bool
+        self, pattern: Pattern, options: DeliveryOptions, terms: Terms, deadline: float, *, resume: bool
     ) -> tuple[Subscription, bool]:
         """Subscribe or renew: the subscription, and whether it is new. `resume`: what is pending is due now."""
         fields = {
             "url": self._url,
             **pattern.to_json(),
             **options_to_json(options),
+            **terms.fields(),
             "lease_seconds": self._settings.lease_seconds,
             **({"resume": True} if resume else {}),
         }
@@ -53,6 +55,11 @@ class DurableCalls:
         kept = parse_subscription(answer, answer.fields())
         if kept.delivery != "durable":
             raise PubSubError(f"{answer.url} has no durable delivery: it subscribed {pattern} with best effort")
+        if terms.is_foreign(kept):
+            raise PubSubError(
+                f"{pattern} of {self._url} has a secret of its own since an earlier life: give it as secret=, "
+                "let secret='generate' make another, or forget the name with its backlog"
+            )
         return kept, answer.status == 201
 
     async def unsubscribe(self, subscription_id: str, deadline: float) -> None:

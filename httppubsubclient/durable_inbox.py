@@ -24,6 +24,7 @@ from httppubsubclient.inbox import Inbox
 from httppubsubclient.message import Message
 from httppubsubclient.protocol.messages import Delivery
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.webhooks import NO_OPTIONS, WebhookOptions
 
 __all__ = ["DurableInbox", "Memory"]
 
@@ -62,8 +63,15 @@ class _Held:
 class DurableInbox(Inbox):
     """Holds each message until it is acknowledged the way that `options.ack` says. `memory` is set on entering."""
 
-    def __init__(self, options: DurableOptions, limits: Limits, *, remembered_message_ids: int) -> None:
-        super().__init__(limits, remembered_message_ids=remembered_message_ids)
+    def __init__(
+        self,
+        options: DurableOptions,
+        limits: Limits,
+        *,
+        remembered_message_ids: int,
+        asked: WebhookOptions = NO_OPTIONS,
+    ) -> None:
+        super().__init__(limits, remembered_message_ids=remembered_message_ids, asked=asked)
         self.options = options
         self.memory: Memory | None = None
         self._max_held = limits.messages

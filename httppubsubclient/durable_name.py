@@ -29,8 +29,9 @@ from httppubsubclient.protocol.messages import Delivery
 from httppubsubclient.protocol.options import DeliveryOptions
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.retry import backoff_delay
-from httppubsubclient.registrations import MAX_PATTERNS, UNDECIDED_SECONDS
+from httppubsubclient.registrations import MAX_PATTERNS, UNDECIDED_SECONDS, without_effect
 from httppubsubclient.remembered import Remembered
+from httppubsubclient.webhooks import Agreements, Rotation, Terms
 
 __all__ = ["AWAY_RETRY_SECONDS", "DurableName"]
 
@@ -48,13 +49,20 @@ class DurableName:
     """The subscriptions of one name. `open` it, then `add` and `leave`, then `close` it."""
 
     def __init__(
-        self, name: str, calls: DurableCalls, remembered: Remembered, *, request_timeout_seconds: float
+        self,
+        name: str,
+        calls: DurableCalls,
+        remembered: Remembered,
+        *,
+        request_timeout_seconds: float,
+        agreements: Agreements | None = None,
     ) -> None:
         self.name = name
         self._calls = calls
         self._remembered = remembered
         self._request_timeout_seconds = request_timeout_seconds
         self._continuity = Continuity(name)
+        self._agreements = agreements or Agreements()
 
         self._wanted: dict[Pattern, dict[DurableInbox, None]] = {}
         self._options: dict[Pattern, DeliveryOptions] = {}
@@ -83,6 +91,8 @@ class DurableName:
             await asyncio.wait({self._keeper})
         for inbox in list(self._shown_patterns):
             inbox.close()
+        for pattern in self._wanted:
+            self._agreements.forget(pattern)
         self._wanted.clear()
         self._shown_patterns.clear()
 
@@ -95,6 +105,7 @@ class DurableName:
         if not patterns:
             return
         self._check(patterns, inbox.options.delivery)
+        self._agreements.agree(patterns, inbox.asked, self._wanted)
         shown = self._shown_patterns.setdefault(inbox, {})
         new = [pattern for pattern in patterns if pattern not in shown]
         for pattern in new:
@@ -133,6 +144,26 @@ class DurableName:
                         self._removing.discard(pattern)
                     self._continuity.forget(subscription_id)
                 self._drop([pattern], inbox)
+
+    async def rotate(self, patterns: Collection[Pattern], rotation: Rotation) -> None:
+        """Change the secrets of these patterns. When it raises `BroadcastersUnavailable` and may have been processed,
+        the new ones stand and are told again with the next renewal; after any other error the old ones stand."""
+        async with self._calling() as deadline:
+            for pattern in patterns:
+                take_back = self._agreements.rotate(pattern, rotation)
+                try:
+                    await self._post_one(pattern, deadline, resume=False)
+                except BaseException as error:
+                    if isinstance(error, PubSubError) and without_effect(error):
+                        take_back()
+                    else:
+                        self._renew_at = asyncio.get_running_loop().time()
+                        self._wake.set()
+                    raise
+
+    def terms(self, pattern: Pattern) -> Terms:
+        """How the deliveries of a pattern come, and what proves them."""
+        return self._agreements.of(pattern)
 
     async def forget(self) -> int:
         """Remove everything that is subscribed under this name, whoever subscribed it, with its backlog; how many
@@ -245,6 +276,7 @@ class DurableName:
                 inboxes.pop(inbox, None)
                 if not inboxes:
                     del self._wanted[pattern]
+                    self._agreements.forget(pattern)
                     self._options.pop(pattern, None)
                     self._patterns_by_id.pop(self._ids.pop(pattern, ""), None)
         if not shown:
@@ -292,10 +324,13 @@ class DurableName:
         options = self._options.get(pattern)
         if options is None:
             return  # it was left meanwhile
-        kept, is_new = await self._calls.subscribe(pattern, options, deadline, resume=resume)
+        terms = self.terms(pattern)
+        kept, is_new = await self._calls.subscribe(pattern, options, terms, deadline, resume=resume)
         known = self._ids.get(pattern)
         if pattern not in self._wanted or (known is None and not resume):
             return  # it was left meanwhile; whoever has come for it since asks for its backlog
+        if self.terms(pattern) is terms:
+            self._agreements.confirm(kept)
         if known is not None and known != kept.id:
             logger.warning(
                 "%s of %r had been forgotten by the broadcaster: messages may be missing", pattern, self.name
@@ -312,6 +347,8 @@ class DurableName:
     def _note_lease(self, lease_seconds: int) -> None:
         """Renew at a third of the shortest lease that was granted, a little earlier in some processes than in
         others."""
+        if not lease_seconds:
+            return  # permanent
         early = random.uniform(0.9, 1.0)  # noqa: S311 - spreads load, protects nothing
         renew_at = asyncio.get_running_loop().time() + lease_seconds * _RENEW_AT * early
         self._renew_at = renew_at if self._renew_at is None else min(self._renew_at, renew_at)

@@ -20,17 +20,20 @@ from typing import Final, Literal, NamedTuple, TypedDict, get_args
 from urllib.parse import parse_qsl
 
 from httppubsubclient.protocol.errors import InvalidRequest
-from httppubsubclient.protocol.options import DeliveryOptions
+from httppubsubclient.protocol.options import DeliveryFormat, DeliveryOptions
 from httppubsubclient.protocol.retry import check_retry_schedule
+from httppubsubclient.webhooks import WebhookOptions, check_webhook_options
 
 __all__ = [
     "Ack",
     "DurableKeywords",
     "DurableOptions",
+    "SubscribeKeywords",
     "check_durable_name",
     "durable_name_of",
     "durable_options",
     "durable_url",
+    "subscribe_options",
 ]
 
 Ack = Literal["accepted", "processed", "explicit"]
@@ -60,6 +63,31 @@ class DurableKeywords(TypedDict, total=False):
     """The waits before attempt 1, 2, ...; None: the usual ones of the broadcaster."""
     ack: Ack
     """When a message counts as received; see above."""
+
+
+class SubscribeKeywords(DurableKeywords, total=False):
+    """And those of webhooks.py."""
+
+    secret: str | None
+    """Deliveries are signed with a secret of this subscription alone: `"generate"`, `"generate-v1a"` or a key."""
+    format: DeliveryFormat
+    """What deliveries look like on the wire; the messages are the same."""
+
+
+def subscribe_options(
+    *,
+    secret: str | None = None,
+    format: DeliveryFormat = "raw",  # noqa: A002 - it is what the keyword is called
+    durable: str | None = None,
+    ordered: bool = False,
+    retry_schedule_seconds: Sequence[float] | None = None,
+    ack: Ack = "accepted",
+) -> tuple[DurableOptions | None, WebhookOptions]:
+    """All options of a subscription as they were given. Raises `InvalidRequest`."""
+    durability = durable_options(
+        durable=durable, ordered=ordered, retry_schedule_seconds=retry_schedule_seconds, ack=ack
+    )
+    return durability, check_webhook_options(format, secret)
 
 
 def durable_options(

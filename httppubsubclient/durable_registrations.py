@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from httppubsubclient.broadcasters import Broadcasters
 from httppubsubclient.durable_calls import DurableCalls, DurableSettings
@@ -11,6 +12,7 @@ from httppubsubclient.durable_options import check_durable_name, durable_url
 from httppubsubclient.protocol.errors import Unavailable
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.remembered import Remembered
+from httppubsubclient.webhooks import Agreements
 
 __all__ = ["DurableRegistrations"]
 
@@ -19,12 +21,19 @@ class DurableRegistrations:
     """Made when the client is entered, closed when it is left. Entering a name is what makes it."""
 
     def __init__(
-        self, broadcasters: Broadcasters, callback_url: str, remembered: Remembered, settings: DurableSettings
+        self,
+        broadcasters: Broadcasters,
+        callback_url: str,
+        remembered: Remembered,
+        settings: DurableSettings,
+        agreements: Callable[[], Agreements] = Agreements,
     ) -> None:
+        """`agreements` makes those of one name."""
         self._broadcasters = broadcasters
         self._callback_url = callback_url
         self._remembered = remembered
         self._settings = settings
+        self._agreements = agreements
         self._names: dict[str, DurableName] = {}
         self._forgetting: set[str] = set()
 
@@ -76,4 +85,6 @@ class DurableRegistrations:
     def _made(self, name: str) -> DurableName:
         calls = DurableCalls(self._broadcasters, durable_url(self._callback_url, name), self._settings)
         seconds = self._settings.request_timeout_seconds
-        return DurableName(name, calls, self._remembered, request_timeout_seconds=seconds)
+        return DurableName(
+            name, calls, self._remembered, request_timeout_seconds=seconds, agreements=self._agreements()
+        )

@@ -6,20 +6,49 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from httppubsubclient.bodies import Body
 from httppubsubclient.buffer import Buffer, Limits
 from httppubsubclient.message import Message
 from httppubsubclient.protocol.messages import Delivery
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.webhooks import NO_OPTIONS, WebhookOptions
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "Member"]
+
+
+class Member(Protocol):
+    """A local subscription, as far as deliveries concern it."""
+
+    asked: WebhookOptions
+
+    def has(self, message_id: str) -> bool:
+        """Whether this message was accepted before."""
+        ...
+
+    def fits(self, size: int) -> bool:
+        """Whether a body of `size` bytes would be accepted now."""
+        ...
+
+    def offer(self, delivery: Delivery, pattern: Pattern, body: Body) -> bool:
+        """Accept the message; True as well when it was accepted before. False: no room."""
+        ...
+
+    def unacknowledged(self, message_id: str) -> asyncio.Future[bool] | None:
+        """What to wait for before the message counts as received; None: for nothing."""
+        ...
+
+    def close(self) -> None:
+        """The client is being left: nothing will come any more."""
+        ...
 
 
 class Inbox:
-    """A bounded buffer of messages, each of them once. It is a `Member` of registrations.py."""
+    """A bounded buffer of messages, each of them once. It is a `Member`."""
 
-    def __init__(self, limits: Limits, *, remembered_message_ids: int) -> None:
+    def __init__(self, limits: Limits, *, remembered_message_ids: int, asked: WebhookOptions = NO_OPTIONS) -> None:
+        self.asked = asked
         self._buffer: Buffer[Message] = Buffer(limits, size_of=lambda message: message.size)
         self._remembered_message_ids = remembered_message_ids
         self._accepted: dict[str, None] = {}

@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from email.message import Message as _MimeHeaders
 from typing import Any, BinaryIO
 
 from httppubsubclient.bodies import Body
+from httppubsubclient.protocol.cloudevents import CloudEvent
 from httppubsubclient.protocol.messages import Delivery
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topics import shown_topic
 
-__all__ = ["Message"]
+__all__ = ["EventDelivery", "Message"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventDelivery(Delivery):
+    """A delivery that came as a CloudEvent; all but `event` is as of any other."""
+
+    event: CloudEvent | None = None
 
 
 class Message:
@@ -24,6 +33,8 @@ class Message:
         "_data",
         "_settle",
         "content_type",
+        "event",
+        "hops",
         "message_id",
         "pattern",
         "sequence",
@@ -45,6 +56,10 @@ class Message:
         """The (first) pattern of the subscription that this message came for."""
         self.sequence: int | None = delivery.sequence
         """Durable: the number of this delivery among those of its subscription, 1, 2, 3 ..."""
+        self.hops: int = delivery.hops
+        """How many broadcasters it has come through: `client.notify(..., after=message)` passes that on."""
+        self.event: CloudEvent | None = delivery.event if isinstance(delivery, EventDelivery) else None
+        """The attributes of the CloudEvent that it came as; None of what is raw, or was caught up on."""
         self._body = body
         self._data: BinaryIO | None = None
         self._settle = settle

@@ -39,6 +39,8 @@ class PublishOptions(NamedTuple):
     traceparent: str | None = None
     deliver_at: Moment | None = None
     expires: Moment | None = None
+    hops: int | None = None
+    """Through how many broadcasters that came which this message is published because of."""
 
     def headers(self) -> dict[str, str]:
         """The headers of the request. Raises `InvalidRequest`."""
@@ -56,6 +58,8 @@ class PublishOptions(NamedTuple):
             if parse_traceparent(self.traceparent) is None:
                 raise InvalidRequest("traceparent is not one (W3C Trace Context section 3.2)")
             headers["traceparent"] = self.traceparent
+        if self.hops is not None:
+            headers["pubsub-hops"] = str(self.hops)
         if self.deliver_at is not None:
             headers |= _moment_header("pubsub-deliver-at", self.deliver_at)
         if self.expires is not None:

@@ -6,18 +6,26 @@ The order matters. Nothing of the body is read before the headers are proven and
 |-------------------------------------------------------------|--------------------------------------------|
 | identity Content-Encoding, declared length within the limit | 415, 413                                   |
 | signature or token holds, its nonce is new                  | 401 unauthorized, replayed                 |
+| or: the head of a webhook is well-formed and in time        | 400, 401                                   |
 | the headers of a delivery are well-formed                   | 400, 422                                   |
 | it is for this process (`Pubsub-Fragment`)                  | 503: behind one address, another one's turn |
 | the subscription is ours                                    | 410; 503 if not certain (yet)              |
 | durable: its name is here, and has entered the subscription | 503 + Retry-After; 409                     |
+| it asks for this kind of proof                              | 401                                        |
 | somebody has not got the message yet                        | 200, it is a duplicate                     |
 | one of them has room                                        | 503 + Retry-After                          |
 | the body arrives in time, within the limit                  | 408, 413                                   |
 | it has the digest that was signed                           | 400 digest_mismatch                        |
+| or: its webhook signature holds                             | 401                                        |
+| it has the format that was asked for                        | 400                                        |
 | everyone takes it                                           | 503 + Retry-After; the retry is for the rest |
 | durable: everyone has acknowledged it, as `ack` says        | 503; the message stays, its next attempt waits on |
 
 A durable delivery is never answered 410: its name may be away for a while, and what is pending waits for it.
+
+A webhook signature covers the body, so that is read before it is proven: only for a subscription that is ours and has
+a secret of its own, at most `max_webhook_bytes`, and counted apart, so that it takes no room from what is proven. Its
+nonce is the message: once taken, it is remembered until no copy of it could be in time.
 
 The route is plain ASGI, because it is the hot one; its OpenAPI entry stands beside it.
 """
@@ -29,8 +37,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +50,8 @@ from httppubsubclient.buffer import Limits, Room
 from httppubsubclient.durable_name import DurableName
 from httppubsubclient.durable_options import durable_name_of
 from httppubsubclient.durable_registrations import DurableRegistrations
+from httppubsubclient.inbox import Member
+from httppubsubclient.incoming import check_topic_of, claims_own_proof, decoded, prove
 from httppubsubclient.protocol.credentials import Credentials, verify_delivery
 from httppubsubclient.protocol.errors import (
     PROBLEM_CONTENT_TYPE,
@@ -63,7 +73,11 @@ from httppubsubclient.protocol.messages import RECEIVE_PATH, Delivery, parse_del
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.replay import ReplayWindow
 from httppubsubclient.protocol.signatures import parse_content_digest
-from httppubsubclient.registrations import Member, Registrations
+from httppubsubclient.protocol.standard_webhooks import WebhookHead, read_head
+from httppubsubclient.receiver_document import DESCRIPTION, PARAMETERS, REQUEST_BODY, RESPONSES
+from httppubsubclient.registrations import Registrations
+from httppubsubclient.remembered import Remembered
+from httppubsubclient.taken import Taken
 
 __all__ = ["Receiver", "ReceiverLimits", "receiving_app", "receiving_router"]
 
@@ -97,6 +111,7 @@ class ReceiverLimits:
     body_idle_timeout_seconds: float
     signature_tolerance_seconds: int
     max_remembered_nonces: int
+    max_webhook_bytes: int
     ack_timeout_seconds: float
     buffer: Limits
 
@@ -105,16 +120,27 @@ class Receiver:
     """The ASGI application behind `/v1/receive`. `registrations` and `durable` are None while the client is not
     entered."""
 
-    def __init__(self, credentials: Credentials, fragment: str | None, limits: ReceiverLimits) -> None:
+    def __init__(
+        self, credentials: Credentials, fragment: str | None, limits: ReceiverLimits, remembered: Remembered
+    ) -> None:
+        """`remembered`: messages of best effort that an earlier life took."""
         self.registrations: Registrations | None = None
         self.durable: DurableRegistrations | None = None
         self._credentials = credentials
         self._fragment = fragment
         self._limits = limits
+        self._max_bytes = limits.max_body_bytes
+        self._whole_bytes = min(limits.max_webhook_bytes, limits.max_body_bytes)
         self._replays = ReplayWindow(limits.max_remembered_nonces)
         self._warned: dict[str, float] = {}
         # Bodies that are arriving: bounded like those that wait, because they are not yet counted there.
         self._arriving = Room(limits.buffer)
+        self._unproven = Room(limits.buffer)
+        self._taken = Taken(
+            max_entries=limits.max_remembered_nonces,
+            tolerance_seconds=limits.signature_tolerance_seconds,
+            remembered=remembered,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -145,7 +171,12 @@ class Receiver:
         length = self._declared_length(headers)
         if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise UnsupportedMediaType("deliveries come without Content-Encoding, so that their digest can be verified")
-        self._authenticate(scope["method"], headers)
+        head: WebhookHead | None = None
+        if claims_own_proof(headers):
+            tolerance = self._limits.signature_tolerance_seconds
+            head = read_head(headers, now=time.time(), tolerance_seconds=tolerance)
+        else:
+            self._authenticate(scope["method"], headers)
         delivery = parse_delivery(headers)
         if delivery.fragment != self._fragment:
             raise Unavailable(
@@ -154,21 +185,65 @@ class Receiver:
                 retry_after_seconds=0,
             )
         registry = self._registry(scope.get("query_string", b""))
-        _, members = await _members(registry, delivery)
+        if head is not None:
+            await self._receive_webhook(registry, head, headers, delivery, length, receive)
+            return
+        pattern, members = await _members(registry, delivery)
+        registry.terms(pattern).check_shared()
         lacking = [member for member in members if not member.has(delivery.message_id)]
-        if not lacking:
+        if not lacking or self._taken.before(registry.name, pattern, delivery.message_id, None):
             await self._discard(receive)
             registry.arrived(delivery)
             await self._acknowledged(delivery.message_id, members, receive)
             return
         size = length if length is not None else self._limits.spool_bytes
-        if not any(member.fits(size) for member in lacking) or not self._arriving.fits(size):
+        if not any(member.fits(size) for member in lacking):
             raise _full()
-        self._arriving.take(size)
-        try:
-            body = await self._body(receive, headers)
-        finally:
-            self._arriving.give_back(size)
+        terms = registry.terms(pattern)
+        as_a_whole = terms.format == "cloudevents-structured"
+        with _room_in(self._arriving, size):
+            body = await self._body(
+                receive, headers.get("content-digest"), self._whole_bytes if as_a_whole else self._max_bytes, length
+            )
+            delivery, body = await decoded(headers, delivery, body, terms.format, writer=self._writer)
+        await self._hand_over(registry, delivery, None, body, receive)
+
+    async def _receive_webhook(
+        self,
+        registry: Registrations | DurableName,
+        head: WebhookHead,
+        headers: dict[str, str],
+        delivery: Delivery,
+        length: int | None,
+        receive: Receive,
+    ) -> None:
+        if length is not None and length > self._whole_bytes:
+            raise TooLarge(f"a delivery that is verified as a whole has at most {self._whole_bytes} bytes")
+        size = length if length is not None else min(self._whole_bytes, self._limits.spool_bytes)
+        with _room_in(self._unproven, size):
+            pattern, members = await _members(registry, delivery)
+            terms = registry.terms(pattern)
+            terms.own_keys()  # or it is no proof
+            check_topic_of(delivery, pattern)
+            lacking = [member for member in members if not member.has(delivery.message_id)]
+            if lacking and not any(member.fits(size) for member in lacking):
+                raise _full()
+            body = await self._body(receive, None, self._whole_bytes, length)
+            # With what is good now: a grace may have ended while it arrived.
+            await prove(head, terms.own_keys(), body)
+            if self._taken.before(registry.name, pattern, delivery.message_id, head):
+                return
+            delivery, body = await decoded(headers, delivery, body, terms.format, writer=self._writer)
+        await self._hand_over(registry, delivery, head, body, receive)
+
+    async def _hand_over(
+        self,
+        registry: Registrations | DurableName,
+        delivery: Delivery,
+        head: WebhookHead | None,
+        body: Body,
+        receive: Receive,
+    ) -> None:
         # Asked again, because a while has passed.
         pattern, members = await _members(registry, delivery)
         accepted = [member.offer(delivery, pattern, body) for member in members]
@@ -176,6 +251,7 @@ class Receiver:
             raise _full()
         registry.arrived(delivery)
         await self._acknowledged(delivery.message_id, members, receive)
+        self._taken.add(registry.name, pattern, delivery.message_id, head)
 
     def _registry(self, query: bytes) -> Registrations | DurableName:
         """Who knows the subscription: each durable name has a callback URL of its own."""
@@ -241,13 +317,15 @@ class Receiver:
         if size > self._limits.max_body_bytes:
             raise TooLarge(f"the body is larger than {self._limits.max_body_bytes} bytes")
 
-    async def _body(self, receive: Receive, headers: dict[str, str]) -> Body:
+    def _writer(self, max_bytes: int) -> BodyWriter:
         limits = self._limits
-        expected = headers.get("content-digest")
+        return BodyWriter(spool_bytes=limits.spool_bytes, max_bytes=max_bytes, directory=limits.spool_directory)
+
+    async def _body(self, receive: Receive, expected: str | None, max_bytes: int, length: int | None) -> Body:
+        """The body, if it is the one that `expected`, a Content-Digest, names."""
         sha256 = parse_content_digest(expected) if expected is not None else None
-        with BodyWriter(
-            spool_bytes=limits.spool_bytes, max_bytes=limits.max_body_bytes, directory=limits.spool_directory
-        ) as writer:
+        with self._writer(max_bytes) as writer:
+            writer.expect(length or 0)
             async for chunk in self._chunks(receive):
                 await writer.write(chunk)
             body = await writer.finish()
@@ -299,6 +377,18 @@ async def _members(registry: Registrations | DurableName, delivery: Delivery) ->
         ) from None
 
 
+@contextmanager
+def _room_in(room: Room, size: int) -> Iterator[None]:
+    """A body of this size in a room while it lasts. Raises `Unavailable`."""
+    if not room.fits(size):
+        raise _full()
+    room.take(size)
+    try:
+        yield
+    finally:
+        room.give_back(size)
+
+
 async def _gone(receive: Receive) -> bool:
     """Return when the other side has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
@@ -319,13 +409,9 @@ def receiving_router(receiver: Receiver, lifespan: Callable[[Any], AbstractAsync
         methods=["POST"],
         name="receive",
         summary="Receive a message from a broadcaster",
-        description=(
-            "One delivery: the published bytes as the body, everything about them in headers. 2xx acknowledges that "
-            "the message is in the buffer of each subscription it is for, or, if a durable subscription asks for that, "
-            "that the application has it. An answer of 410 makes the broadcaster forget the subscription."
-        ),
-        responses=_RESPONSES,
-        openapi_extra={"parameters": _PARAMETERS, "requestBody": _REQUEST_BODY},
+        description=DESCRIPTION,
+        responses=RESPONSES,
+        openapi_extra={"parameters": PARAMETERS, "requestBody": REQUEST_BODY},
         response_description="Accepted, now or before",
     )
     return router
@@ -353,56 +439,6 @@ def receiving_app(
 
 async def _documented() -> None:
     raise AssertionError("the ASGI route before this one answers")
-
-
-def _header(name: str, description: str, example: str, *, required: bool = True) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "header",
-        "required": required,
-        "description": description,
-        "schema": {"type": "string"},
-        "example": example,
-    }
-
-
-_PARAMETERS = [
-    _header("Webhook-Id", "The message id: the same on each attempt", "msg_2mVnQp"),
-    _header("Webhook-Timestamp", "Unix seconds of this attempt", "1795226400"),
-    _header("Pubsub-Topic", "The topic, percent-encoded", "foo/bar"),
-    _header("Pubsub-Subscription", "The subscription id", "sub_7Hq2"),
-    _header("Pubsub-Attempt", "1, 2, ...", "1"),
-    _header("Pubsub-Fragment", "The fragment of the subscribed URL", "1", required=False),
-    _header("Pubsub-Sequence", "Durable: 1, 2, 3 ... among those of the subscription", "7", required=False),
-    _header("Pubsub-Previous", "Durable: the message id of the one before", "msg_1kWsRt", required=False),
-    _header("Content-Digest", "SHA-256 of the body (RFC 9530)", "sha-256=:...:", required=False),
-    _header("Signature-Input", "With hmac (RFC 9421)", "httppubsub=(...)", required=False),
-    _header("Signature", "With hmac (RFC 9421)", "httppubsub=:...:", required=False),
-    _header("traceparent", "As published (W3C Trace Context)", "00-...-01", required=False),
-]
-
-_REQUEST_BODY = {
-    "required": True,
-    "description": "The published bytes, unchanged",
-    "content": {"*/*": {"schema": {"type": "string", "format": "binary"}}},
-}
-
-_PROBLEM = {PROBLEM_CONTENT_TYPE: {"schema": {"type": "object"}}}
-
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"description": "Malformed headers, or another body than Content-Digest names", "content": _PROBLEM},
-    401: {"description": "No proof, one that does not hold, or one that was used before", "content": _PROBLEM},
-    408: {"description": "The body did not arrive in time", "content": _PROBLEM},
-    409: {
-        "description": "This durable subscription is not entered at present, others of its name are",
-        "content": _PROBLEM,
-    },
-    410: {"description": "There is no such subscription here: forget it", "content": _PROBLEM},
-    413: {"description": "The body is too large", "content": _PROBLEM},
-    415: {"description": "Content-Encoding is not identity", "content": _PROBLEM},
-    422: {"description": "The topic is malformed", "content": _PROBLEM},
-    503: {"description": "A buffer is full, a durable name is away: again after Retry-After", "content": _PROBLEM},
-}
 
 
 def _shown_fragment(fragment: str | None) -> str:

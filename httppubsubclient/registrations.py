@@ -22,12 +22,17 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from urllib.parse import quote
 
-from httppubsubclient.bodies import Body
-from httppubsubclient.broadcasters import Answer, Broadcasters, BroadcastersUnavailable
+from httppubsubclient.broadcasters import (
+    Answer,
+    Broadcasters,
+    BroadcastersUnavailable,
+    parse_subscription,
+    parse_subscriptions,
+)
+from httppubsubclient.inbox import Member
 from httppubsubclient.protocol.errors import (
     Gone,
     InvalidRequest,
@@ -40,8 +45,9 @@ from httppubsubclient.protocol.errors import (
 from httppubsubclient.protocol.messages import Delivery, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.retry import backoff_delay
+from httppubsubclient.webhooks import Agreements, Rotation, Terms
 
-__all__ = ["MAX_PATTERNS", "PATH", "UNDECIDED_SECONDS", "Member", "Registrations", "parse_subscription"]
+__all__ = ["MAX_PATTERNS", "PATH", "UNDECIDED_SECONDS", "Registrations", "without_effect"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,32 +62,11 @@ _RENEW_AT = 1 / 3
 _MAX_REPAIR_PAUSE_SECONDS = 60.0
 
 
-class Member(Protocol):
-    """A local subscription, as far as deliveries concern it."""
-
-    def has(self, message_id: str) -> bool:
-        """Whether this message was accepted before."""
-        ...
-
-    def fits(self, size: int) -> bool:
-        """Whether a body of `size` bytes would be accepted now."""
-        ...
-
-    def offer(self, delivery: Delivery, pattern: Pattern, body: Body) -> bool:
-        """Accept the message; True as well when it was accepted before. False: no room."""
-        ...
-
-    def unacknowledged(self, message_id: str) -> asyncio.Future[bool] | None:
-        """What to wait for before the message counts as received; None: for nothing."""
-        ...
-
-    def close(self) -> None:
-        """The client is being left: nothing will come any more."""
-        ...
-
-
 class Registrations:
     """The subscriptions of one callback URL. `open` it, then `add` and `remove`, then `close` it."""
+
+    name: None = None
+    """They have none, other than those of durable_name.py."""
 
     def __init__(
         self,
@@ -92,6 +77,7 @@ class Registrations:
         request_timeout_seconds: float,
         leave_timeout_seconds: float,
         undecided_seconds: float = UNDECIDED_SECONDS,
+        agreements: Agreements | None = None,
     ) -> None:
         self._broadcasters = broadcasters
         self.url = url
@@ -101,6 +87,7 @@ class Registrations:
         self._undecided_seconds = undecided_seconds
 
         self._wanted: dict[Pattern, dict[Member, None]] = {}
+        self._agreements = agreements or Agreements()
         self._confirmed: dict[Pattern, str] = {}
         self._patterns_by_id: dict[str, Pattern] = {}
         self._certain = False
@@ -129,6 +116,8 @@ class Registrations:
             await asyncio.wait({self._keeper})
         for member in {member: None for members in self._wanted.values() for member in members}:
             member.close()
+        for pattern in list(self._wanted):
+            self._agreements.forget(pattern)
         self._wanted.clear()
         await self._settle_while_leaving()
 
@@ -139,6 +128,7 @@ class Registrations:
             return
         if len(self._wanted.keys() | set(patterns)) > MAX_PATTERNS:
             raise InvalidRequest(f"one client subscribes to {MAX_PATTERNS} patterns at most; a glob may stand for many")
+        self._agreements.agree(patterns, member.asked, self._wanted)
         new = [pattern for pattern in patterns if member not in self._wanted.get(pattern, {})]
         for pattern in new:
             self._wanted.setdefault(pattern, {})[member] = None
@@ -159,6 +149,28 @@ class Registrations:
     async def leave(self, patterns: Collection[Pattern], member: Member) -> None:
         """The same as `remove`: with best effort nothing is kept for those who are away."""
         await self.remove(patterns, member)
+
+    async def rotate(self, patterns: Collection[Pattern], rotation: Rotation) -> None:
+        """Change the secrets of these patterns. When it raises `BroadcastersUnavailable` and may have been processed,
+        the new ones stand and are told again with the next call; after any other error the old ones stand."""
+        async with self._turn(self._request_timeout_seconds) as deadline:
+            for pattern in patterns:
+                take_back = self._agreements.rotate(pattern, rotation)
+                try:
+                    await self._post(pattern, deadline)
+                except PubSubError as error:
+                    if without_effect(error):
+                        take_back()
+                    else:
+                        self._doubt()
+                    raise
+                except BaseException:
+                    self._doubt()
+                    raise
+
+    def terms(self, pattern: Pattern) -> Terms:
+        """How the deliveries of a pattern come, and what proves them."""
+        return self._agreements.of(pattern)
 
     async def members(self, subscription_id: str) -> tuple[Pattern, list[Member]]:
         """Who gets the deliveries of a subscription. Raises `Gone` when it certainly is none of ours, `Unavailable`
@@ -202,10 +214,17 @@ class Registrations:
                 members.pop(member, None)
                 if not members:
                     del self._wanted[pattern]
+                    self._agreements.forget(pattern)
 
     # -- making confirmed follow wanted ---------------------------------------------------------------------------
 
     async def _settle(self, seconds: float, *, mine: Collection[Pattern] = (), renew: bool = False) -> None:
+        async with self._turn(seconds) as deadline:
+            await self._bring_about(deadline, mine, renew)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, seconds: float) -> AsyncIterator[float]:
+        """One call at a time; gives the deadline."""
         deadline = asyncio.get_running_loop().time() + seconds
         self._undecided_calls += 1
         try:
@@ -217,7 +236,7 @@ class Registrations:
                     f"earlier calls to the broadcasters took all of {seconds:.3g} s", answers={}, maybe_processed=False
                 ) from None
             try:
-                await self._bring_about(deadline, mine, renew)
+                yield deadline
             finally:
                 self._lock.release()
         finally:
@@ -226,7 +245,7 @@ class Registrations:
             self._decided = asyncio.Event()
 
     async def _bring_about(self, deadline: float, mine: Collection[Pattern], renew: bool) -> None:
-        missing = [pattern for pattern in self._wanted if pattern not in self._confirmed]
+        missing = [pattern for pattern in self._wanted if not self._stands(pattern)]
         extra = [pattern for pattern in self._confirmed if pattern not in self._wanted]
         if self._certain and not missing and not extra and not renew:
             self._repair_wanted = False
@@ -241,7 +260,7 @@ class Registrations:
                     await self._put(list(self._wanted), deadline)
                 except PubSubError as error:
                     # Nobody pays for the pattern that somebody else asked for.
-                    others = [pattern for pattern in missing if pattern not in mine]
+                    others = [one for one in missing if one not in mine and one not in self._confirmed]
                     if not _refused(error) or not others:
                         raise
                     await self._put([pattern for pattern in self._wanted if pattern not in others], deadline)
@@ -250,7 +269,7 @@ class Registrations:
             else:
                 await self._delete(extra[0], deadline)
         except PubSubError as error:
-            if not _refused(error) and not (isinstance(error, BroadcastersUnavailable) and not error.maybe_processed):
+            if not without_effect(error):
                 self._doubt()
             raise
         except BaseException:
@@ -261,6 +280,10 @@ class Registrations:
         self._not_before = 0.0
         self._wake.set()
 
+    def _stands(self, pattern: Pattern) -> bool:
+        """Whether a broadcaster has confirmed this pattern, on the present terms."""
+        return pattern in self._confirmed and self._agreements.confirmed(pattern)
+
     def _doubt(self) -> None:
         """A call may or may not have been processed: nothing is certain until the next PUT."""
         self._touched = True
@@ -270,14 +293,35 @@ class Registrations:
 
     async def _put(self, patterns: list[Pattern], deadline: float) -> None:
         query = f"url={quote(self.url, safe='')}"
-        fields = {
-            "subscriptions": [{**pattern.to_json(), "lease_seconds": self._lease_seconds} for pattern in patterns]
-        }
+        kept, answer = await self._put_once(patterns, query, deadline)
+        foreign = {one.pattern for one in kept if self.terms(one.pattern).is_foreign(one)}
+        if foreign:
+            # An earlier life had secrets there, which nobody knows any more: those begin anew.
+            await self._put_once([pattern for pattern in patterns if pattern not in foreign], query, deadline)
+            kept, answer = await self._put_once(patterns, query, deadline)
+        ids = {subscription.pattern: subscription.id for subscription in kept}
+        if not ids.keys() >= set(patterns):
+            raise PubSubError(f"{answer.url} confirmed {len(ids)} of {len(patterns)} subscriptions of {self.url}")
+        self._confirmed = ids
+        self._patterns_by_id = {subscription_id: pattern for pattern, subscription_id in ids.items()}
+        self._etag = answer.headers.get("etag")
+        self._agreements.keep_only(ids)
+        for subscription in kept:
+            self._agreements.confirm(subscription)
+        self._certain = True
+        self._renew_at = None
+        self._note_leases(kept)
+
+    async def _put_once(
+        self, patterns: list[Pattern], query: str, deadline: float
+    ) -> tuple[list[Subscription], Answer]:
+        fields = {"subscriptions": [self._fields(pattern) for pattern in patterns]}
         for _ in range(3):
             headers = {"if-match": self._etag} if self._etag is not None else {}
             try:
                 answer = await self._call("PUT", PATH, deadline, query=query, headers=headers, fields=fields)
-                break
+                self._etag = answer.headers.get("etag")
+                return parse_subscriptions(answer), answer
             except PreconditionFailed:
                 logger.warning(
                     "the subscriptions of %s were changed by somebody else: does another process use this URL? "
@@ -286,18 +330,10 @@ class Registrations:
                 )
                 listed = await self._call("GET", PATH, deadline, query=f"{query}&limit=1")
                 self._etag = listed.headers.get("etag")
-        else:
-            raise Unavailable(f"somebody else keeps changing the subscriptions of {self.url}", retry_after_seconds=1)
-        kept = _subscriptions(answer)
-        ids = {subscription.pattern: subscription.id for subscription in kept}
-        if not ids.keys() >= set(patterns):
-            raise PubSubError(f"{answer.url} confirmed {len(ids)} of {len(patterns)} subscriptions of {self.url}")
-        self._confirmed = ids
-        self._patterns_by_id = {subscription_id: pattern for pattern, subscription_id in ids.items()}
-        self._etag = answer.headers.get("etag")
-        self._certain = True
-        self._renew_at = None
-        self._note_leases(kept)
+        raise Unavailable(f"somebody else keeps changing the subscriptions of {self.url}", retry_after_seconds=1)
+
+    def _fields(self, pattern: Pattern) -> dict[str, object]:
+        return {**pattern.to_json(), **self.terms(pattern).fields(), "lease_seconds": self._lease_seconds}
 
     async def _leave_what_is_ours(self, deadline: float) -> None:
         """Remove everything, unless another process with this URL has changed it since: then it took it over, as the
@@ -312,18 +348,20 @@ class Registrations:
         else:
             self._etag = answer.headers.get("etag")
         self._confirmed.clear()
+        self._agreements.keep_only(())
         self._patterns_by_id.clear()
         self._renew_at = None
 
     async def _post(self, pattern: Pattern, deadline: float) -> None:
-        fields = {
-            "url": self.url,
-            **pattern.to_json(),
-            "delivery": "best_effort",
-            "lease_seconds": self._lease_seconds,
-        }
+        fields = {"url": self.url, "delivery": "best_effort", **self._fields(pattern)}
         answer = await self._call("POST", PATH, deadline, fields=fields)
         kept = parse_subscription(answer, answer.fields())
+        if self.terms(pattern).is_foreign(kept):
+            with contextlib.suppress(NotFound):
+                await self._call("DELETE", f"{PATH}/{kept.id}", deadline)
+            answer = await self._call("POST", PATH, deadline, fields=fields)
+            kept = parse_subscription(answer, answer.fields())
+        self._agreements.confirm(kept)
         self._confirmed[pattern] = kept.id
         self._patterns_by_id[kept.id] = pattern
         self._etag = answer.headers.get("etag")
@@ -411,7 +449,7 @@ class Registrations:
     def _note_leases(self, kept: Iterable[Subscription]) -> None:
         """Renew at a third of the shortest lease that was granted, a little earlier in some processes than in
         others."""
-        leases = [subscription.lease_seconds for subscription in kept]
+        leases = [subscription.lease_seconds for subscription in kept if subscription.lease_seconds]
         if not leases:
             return
         early = random.uniform(0.9, 1.0)  # noqa: S311 - spreads load, protects nothing
@@ -427,22 +465,11 @@ class Registrations:
             self._ask_for_repair()
 
 
-def _subscriptions(answer: Answer) -> list[Subscription]:
-    entries = answer.fields().get("subscriptions")
-    if not isinstance(entries, list):
-        raise PubSubError(f"{answer.url} answered without the list of subscriptions")
-    return [parse_subscription(answer, entry) for entry in entries]
-
-
-def parse_subscription(answer: Answer, fields: Any) -> Subscription:
-    """A subscription as a broadcaster answered it. Raises `PubSubError` that names the broadcaster."""
-    try:
-        return Subscription.from_json(fields)
-    except (InvalidRequest, AttributeError, TypeError) as error:
-        # Not InvalidRequest any more: it is not our request that was refused.
-        raise PubSubError(f"{answer.url} answered {answer.status} with what is no subscription: {error}") from None
-
-
 def _refused(error: PubSubError) -> bool:
     """Whether a broadcaster said no, so that it is certain that the call changed nothing."""
     return wire_of(error).status < 500
+
+
+def without_effect(error: PubSubError) -> bool:
+    """Whether a call that failed certainly changed nothing."""
+    return _refused(error) or (isinstance(error, BroadcastersUnavailable) and not error.maybe_processed)

@@ -52,6 +52,11 @@ class Remembered:
         self._older: set[bytes] = set()
         self._files: _Files | None = None
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether there is a file, so that the next life remembers, too."""
+        return self._path is not None
+
     def has(self, name: str, pattern: str, message_id: str) -> bool:
         """Whether it was acknowledged, as far as that is remembered."""
         key = _key(name, pattern, message_id)

@@ -23,6 +23,7 @@ from httppubsubclient.inbox import Inbox
 from httppubsubclient.message import Message
 from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.webhooks import DEFAULT_GRACE_SECONDS, Rotation, rotation
 
 __all__ = ["Message", "Messages", "MessagesOrNone", "Registry", "Subscription"]
 
@@ -43,6 +44,10 @@ class Registry(Protocol[InboxT]):
 
     async def remove(self, patterns: Collection[Pattern], inbox: InboxT, /) -> None:
         """Unsubscribe, at the broadcaster too."""
+        ...
+
+    async def rotate(self, patterns: Collection[Pattern], rotation: Rotation, /) -> None:
+        """Change the secrets of patterns that have one."""
         ...
 
 
@@ -123,6 +128,24 @@ class Subscription:
     async def unsubscribe_mqtt(self, topic_filter: str) -> None:
         """Remove an MQTT topic filter."""
         await self._unsubscribe(Pattern.mqtt(topic_filter))
+
+    async def rotate_secret(
+        self,
+        secret: str = "generate",  # noqa: S107 - a word, no secret
+        *,
+        grace_seconds: int = DEFAULT_GRACE_SECONDS,
+        allow_downgrade: bool = False,
+    ) -> None:
+        """Change the secret of each of the patterns; returns when the broadcaster has confirmed the new ones.
+
+        The old ones are good beside them for `grace_seconds`, then no more; with 0 they end at once. From
+        `"generate-v1a"` back to v1, which others can make who can verify it, only with `allow_downgrade`. When it
+        raises `BroadcastersUnavailable` and may have been processed, the new ones stand and are told again by itself;
+        after any other error the old ones stand. Raises `QuotaExceeded` when too many were made in a short time.
+        """
+        wanted = rotation(secret, grace_seconds, allow_downgrade)
+        async with self._changing:
+            await self._entered().rotate(list(self._patterns), wanted)
 
     async def _subscribe(self, pattern: Pattern) -> None:
         async with self._changing:

@@ -85,7 +85,8 @@ SERVER_ROWS = [
 CLIENT_ROWS = [
     {"bodies", "replay_file", "request_heads", "tls", "waiting"},
     {"admission"},
-    {"config", "buffer", "remembered", "durable_options", "message"},
+    {"config", "buffer", "remembered", "webhooks", "message"},
+    {"durable_options", "incoming", "receiver_document", "taken"},
     {"outgoing", "broadcasters", "listener", "inbox"},
     {"durable_inbox", "registrations", "publishing"},
     {"durable_calls", "continuity"},

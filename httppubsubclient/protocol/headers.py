@@ -31,6 +31,7 @@ SINGLE: Final = frozenset(
         "traceparent",
         "transfer-encoding",
         "webhook-id",
+        "webhook-signature",
         "webhook-timestamp",
     }
 )
@@ -40,14 +41,14 @@ SINGLE: Final = frozenset(
 def parse_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Names in lower case; what comes more than once is joined with ", " (RFC 9110 section 5.3).
 
-    Raises `InvalidRequest` when one of `SINGLE` comes more than once.
+    Raises `InvalidRequest` when one of `SINGLE`, or an attribute of an event, comes more than once.
     """
     headers: dict[str, str] = {}
     for raw_name, raw_value in raw:
         name = _NAMES.get(raw_name) or raw_name.decode("latin-1").lower()
         value = raw_value.decode("latin-1").strip(" \t")
         if name in headers:
-            if name in SINGLE:
+            if name in SINGLE or name.startswith("ce-"):
                 raise InvalidRequest(f"the header {name} came more than once")
             value = f"{headers[name]}, {value}"
         headers[name] = value

@@ -40,13 +40,19 @@ class ReplayWindow:
         """How many keys are remembered."""
         return len(self._seen)
 
+    def seen(self, key: str, *, created: int, now: float) -> bool | None:
+        """Whether `key` is remembered; None when it is not, but might have been forgotten. Changes nothing else."""
+        self._forget_what_is_over(now)
+        if key in self._seen:
+            return True
+        return None if self._forgotten is not None and created <= self._forgotten else False
+
     def first_time(self, key: str, *, created: int, until: float, now: float) -> bool:
         """True when `key` is new, and remember it; False when it was seen before, or when that is not certain any more.
 
         `created` is the Unix second of the signature, `until` the moment from which it is not accepted anyway.
         """
-        while self._order and self._seconds[self._order[0]].until <= now:
-            self._forget_oldest_second()
+        self._forget_what_is_over(now)
         if key in self._seen or until <= now:
             return False
         if self._forgotten is not None and created <= self._forgotten:
@@ -63,6 +69,10 @@ class ReplayWindow:
         second.until = max(second.until, until)
         self._seen.add(key)
         return True
+
+    def _forget_what_is_over(self, now: float) -> None:
+        while self._order and self._seconds[self._order[0]].until <= now:
+            self._forget_oldest_second()
 
     def _forget_oldest_second(self) -> None:
         created = self._order.pop(0)

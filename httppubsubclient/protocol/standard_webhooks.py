@@ -40,7 +40,9 @@ __all__ = [
     "PublicKey",
     "SharedSecret",
     "Webhook",
+    "WebhookHead",
     "parse_key",
+    "read_head",
     "sign_v1",
     "sign_v1a",
     "verify",
@@ -166,6 +168,42 @@ def sign_v1a(key: PrivateKey, message_id: str, timestamp: int, body: bytes) -> s
     return "v1a," + base64.b64encode(signature).decode("ascii")
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookHead:
+    """The three headers of a webhook, well-formed and in time; nothing is proven yet. Made by `read_head`."""
+
+    message_id: str
+    timestamp: str
+    """Unix seconds as they arrived: this very text is signed."""
+    signatures: tuple[tuple[str, bytes], ...]
+    """(version, signature) for the versions known here."""
+
+    def check(self, keys: Sequence[SharedSecret | PublicKey], body: bytes) -> Webhook:
+        """What this body proves with one of `keys`. Raises `Unauthorized`."""
+        signed = _signed(self.message_id, self.timestamp, body)
+        if not any(_holds(key, self.signatures, signed) for key in keys):
+            raise Unauthorized("none of the webhook signatures holds with a key known here", reason="mismatch")
+        return Webhook(self.message_id, int(self.timestamp))
+
+
+def read_head(headers: Mapping[str, str], *, now: float, tolerance_seconds: int) -> WebhookHead:
+    """All that can be told about a webhook before its body is read. Raises `InvalidRequest` or `Unauthorized`."""
+    message_id, timestamp, signatures = (_header(headers, name) for name in _HEADERS)
+    if not _ID.fullmatch(message_id):
+        raise Unauthorized("webhook-id is 1 to 64 characters of A-Z a-z 0-9 _ -", reason="malformed")
+    if not _TIMESTAMP.fullmatch(timestamp):
+        raise Unauthorized("webhook-timestamp is Unix seconds, 10 to 12 digits", reason="malformed")
+    sent = _parse_signatures(signatures)
+    age = now - int(timestamp)
+    if not -tolerance_seconds <= age <= tolerance_seconds:
+        raise Unauthorized(
+            f"webhook-timestamp is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}, by the clock here, and "
+            f"{tolerance_seconds} s are tolerated",
+            reason="outside_tolerance",
+        )
+    return WebhookHead(message_id, timestamp, tuple(sent))
+
+
 def verify(
     keys: Sequence[SharedSecret | PublicKey],
     headers: Mapping[str, str],
@@ -180,23 +218,7 @@ def verify(
     differ from `now` by `tolerance_seconds` in both directions. A v1 signature counts only where a whsec_ key is
     given, so there is no way down from v1a. Raises `InvalidRequest` or `Unauthorized`, nothing else.
     """
-    message_id, timestamp, signatures = (_header(headers, name) for name in _HEADERS)
-    if not _ID.fullmatch(message_id):
-        raise Unauthorized("webhook-id is 1 to 64 characters of A-Z a-z 0-9 _ -", reason="malformed")
-    if not _TIMESTAMP.fullmatch(timestamp):
-        raise Unauthorized("webhook-timestamp is Unix seconds, 10 to 12 digits", reason="malformed")
-    sent = _parse_signatures(signatures)
-    age = now - int(timestamp)
-    if not -tolerance_seconds <= age <= tolerance_seconds:
-        raise Unauthorized(
-            f"webhook-timestamp is {abs(age):.0f} s {'old' if age > 0 else 'ahead'}, by the clock here, and "
-            f"{tolerance_seconds} s are tolerated",
-            reason="outside_tolerance",
-        )
-    signed = _signed(message_id, timestamp, body)
-    if not any(_holds(key, sent, signed) for key in keys):
-        raise Unauthorized("none of the webhook signatures holds with a key known here", reason="mismatch")
-    return Webhook(message_id, int(timestamp))
+    return read_head(headers, now=now, tolerance_seconds=tolerance_seconds).check(keys, body)
 
 
 def _holds(key: SharedSecret | PublicKey, sent: Sequence[tuple[str, bytes]], signed: bytes) -> bool:

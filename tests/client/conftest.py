@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -24,6 +24,14 @@ from httppubsubclient.protocol.messages import Notification, Subscription, deliv
 from httppubsubclient.protocol.options import options_from_json
 from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
 from httppubsubclient.protocol.signatures import content_digest
+from httppubsubclient.protocol.standard_webhooks import (
+    PrivateKey,
+    PublicKey,
+    SharedSecret,
+    parse_key,
+    sign_v1,
+    sign_v1a,
+)
 
 URL = "http://broadcaster.test:3003"
 HOST = "http://subscriber.test:3002"
@@ -53,6 +61,8 @@ class FakeBroadcaster:
         self.page_size = 100
         self.called_off: set[str] = set()
         self.scheduled = {"msg_later": 3}
+        self.secrets: dict[str, list[str]] = {}
+        """Those of a subscription, by its id, the newest first: all of them sign."""
         self._ids = (f"sub_{number}" for number in itertools.count(1))
         self._moments = itertools.count(1)
         self._nonces = itertools.count(1)
@@ -107,6 +117,7 @@ class FakeBroadcaster:
                 kept = [self.keep(url, entry) for entry in entries]
                 ids = {subscription.id for subscription in kept}
                 self.kept = {key: value for key, value in self.kept.items() if value.url != url or key in ids}
+                self.secrets = {key: value for key, value in self.secrets.items() if key in self.kept}
                 return httpx.Response(
                     200,
                     json={"url": url, "subscriptions": [subscription.to_json() for subscription in kept]},
@@ -129,6 +140,7 @@ class FakeBroadcaster:
                     raise NotFound("there is no such message")
                 return httpx.Response(200, json={"cancelled": cancelled})
             case "DELETE", path:
+                self.secrets.pop(path.rpartition("/")[2], None)
                 if self.kept.pop(path.rpartition("/")[2], None) is None:
                     raise NotFound("there is none")
                 return httpx.Response(204)
@@ -148,10 +160,17 @@ class FakeBroadcaster:
         known = [one.id for one in self.kept.values() if (one.url, one.pattern) == (url, pattern)]
         subscription_id = known[0] if known else next(self._ids)
         lease_seconds = self.lease_seconds or fields["lease_seconds"]
+        if "secret" in fields and fields["secret"] not in self.secrets.get(subscription_id, [])[:1]:
+            self.secrets.setdefault(subscription_id, []).insert(0, fields["secret"])
+        signature: dict[str, Any] = {}
+        if subscription_id in self.secrets:
+            key = parse_key(self.secrets[subscription_id][0])
+            signature = {"signature": "v1a", "public_key": key.public().text()} if isinstance(key, PrivateKey) else {}
+            signature = signature or {"signature": "v1"}
         # No two calls happen at the same moment, so each of them shows in the ETag.
         expires_at = YEAR_2030 + next(self._moments)
         self.kept[subscription_id] = Subscription(
-            subscription_id, url, pattern, lease_seconds, YEAR_2030, expires_at, *options_from_json(fields)
+            subscription_id, url, pattern, lease_seconds, YEAR_2030, expires_at, *options_from_json(fields), **signature
         )
         return self.kept[subscription_id]
 
@@ -196,6 +215,32 @@ class FakeBroadcaster:
         headers["content-digest"] = content_digest(sha256)
         nonce = f"{next(self._nonces):022d}"
         return headers | sign_delivery(credentials, headers=headers, now=now, nonce=nonce)
+
+    def webhook(
+        self,
+        subscription_id: str,
+        topic: bytes,
+        body: bytes,
+        *,
+        secrets: Sequence[str] | None = None,
+        **options: Any,
+    ) -> dict[str, str]:
+        """The same for a subscription with a secret of its own: signed with all of them, and with nothing else."""
+        headers = self.delivery(subscription_id, topic, body, credentials=Credentials.none(), **options)
+        del headers["content-digest"]
+        secrets = self.secrets[subscription_id] if secrets is None else secrets
+        timestamp = int(headers["webhook-timestamp"])
+        headers["webhook-signature"] = " ".join(
+            webhook_signature(secret, headers["webhook-id"], timestamp, body) for secret in secrets
+        )
+        return headers
+
+
+def webhook_signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
+    key = parse_key(secret)
+    assert not isinstance(key, PublicKey)
+    sign = sign_v1 if isinstance(key, SharedSecret) else sign_v1a
+    return sign(key, message_id, timestamp, body)  # type: ignore[arg-type]
 
 
 def answer_of(error: PubSubError, **headers: str) -> httpx.Response:

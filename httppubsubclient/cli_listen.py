@@ -111,6 +111,8 @@ async def _listen_on(options: argparse.Namespace) -> int:
             mqtt=options.mqtt,
             durable=options.durable,
             ordered=options.ordered,
+            secret=options.own_secret,
+            format=options.format,
             # What is processed is what was printed.
             ack="explicit" if options.durable is not None and options.ack != "accepted" else "accepted",
         )
@@ -275,6 +277,19 @@ def add_listen(commands: Any, common: argparse.ArgumentParser) -> None:
         "--forget",
         action="store_true",
         help="with --durable: remove the name, with everything that is pending for it, and end",
+    )
+    listen.add_argument(
+        "--own-secret",
+        nargs="?",
+        const="generate",
+        choices=("generate", "generate-v1a"),
+        help="deliveries are signed with a secret of this subscription alone; generate-v1a: with ed25519",
+    )
+    listen.add_argument(
+        "--format",
+        choices=("raw", "cloudevents-binary", "cloudevents-structured"),
+        default="raw",
+        help="what deliveries look like on the wire (default: %(default)s); what is printed is the same",
     )
     listen.add_argument(
         "--bind",

@@ -16,15 +16,17 @@ from urllib.parse import urlsplit
 
 from httppubsubclient.protocol.credentials import sign_request
 from httppubsubclient.protocol.errors import InvalidRequest, InvalidUrl
-from httppubsubclient.protocol.explanations import Step, explain_delivery, explain_request
+from httppubsubclient.protocol.explanations import Step, explain_delivery, explain_request, explain_webhook
 from httppubsubclient.protocol.signatures import content_digest, parse_content_digest
+from httppubsubclient.protocol.standard_webhooks import PrivateKey, PublicKey, SharedSecret, parse_key
 
 __all__ = ["add_sign", "add_verify"]
 
 _VERIFY_HELP = """\
 Explain, step by step, whether the proof in a captured request holds. The request is a file as it crossed the wire
 (request line, headers, an empty line, the body), or it is put together from --method, --url, --header and --body.
-The direction is recognised by the Pubsub-Subscription header of a delivery. Exit status 0: it holds, 1: it does not.
+The direction is recognised by the Pubsub-Subscription header of a delivery, and the delivery to a subscription with a
+secret of its own by its Webhook-Signature. Exit status 0: it holds, 1: it does not.
 """
 _VERIFY_EXAMPLES = """\
 A capture looks like this; its last line has a newline at its end only if the body has one:
@@ -100,6 +102,12 @@ def add_verify(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="UNIX-SECONDS",
         help="judge as of this moment, say when it was caught (default: now)",
     )
+    verify.add_argument(
+        "--webhook-keys",
+        type=Path,
+        metavar="FILE",
+        help="the keys of the subscription, whsec_..., whsk_... or whpk_..., one a line; - reads standard input",
+    )
     verify.add_argument("--tolerance-seconds", type=int, default=300, metavar="N", help="(default: %(default)s)")
 
 
@@ -139,8 +147,10 @@ def _verify(options: argparse.Namespace) -> int:
     from httppubsubclient.config import get_auth_config_from_file
 
     captured = _captured(options)
-    to_broadcasters, to_subscribers = get_auth_config_from_file(options.secrets)
     now = time.time() if options.at is None else options.at
+    if "webhook-signature" in captured.headers:
+        return _verify_webhook(options, captured, now)
+    to_broadcasters, to_subscribers = get_auth_config_from_file(options.secrets)
     sha256 = None if captured.body is None else hashlib.sha256(captured.body).digest()
     steps: list[Step]
     if "pubsub-subscription" in captured.headers:
@@ -168,6 +178,31 @@ def _verify(options: argparse.Namespace) -> int:
         )
     if (about_body := _about_body(captured)) is not None:
         steps.insert(-1, about_body)
+    return _told(steps)
+
+
+def _verify_webhook(options: argparse.Namespace, captured: _Captured, now: float) -> int:
+    if options.webhook_keys is None:
+        options.parser.error("a webhook is verified with the keys of its subscription: --webhook-keys FILE")
+    print("a delivery to a subscription with a secret of its own")
+    return _told(
+        explain_webhook(
+            _webhook_keys(options.webhook_keys),
+            captured.headers,
+            captured.body,
+            now=now,
+            tolerance_seconds=options.tolerance_seconds,
+        )
+    )
+
+
+def _webhook_keys(path: Path) -> list[SharedSecret | PublicKey]:
+    text = sys.stdin.read() if str(path) == "-" else path.read_text("utf-8")
+    keys = [parse_key(line.strip()) for line in text.splitlines() if line.strip()]
+    return [key.public() if isinstance(key, PrivateKey) else key for key in keys]
+
+
+def _told(steps: list[Step]) -> int:
     # The last step is the verdict: of several signatures, one that holds is enough.
     for step in steps:
         print(f"{'ok  ' if step.ok else 'FAIL'} {step.name}: {step.detail}")

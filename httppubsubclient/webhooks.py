@@ -50,7 +50,7 @@ DEFAULT_GRACE_SECONDS: Final = 300
 _SUCCESSION_GRACE_SECONDS: Final = 60
 """The same for the key of an earlier life of this process, which made one of its own: long enough for a rolling
 restart, and short enough for a process that dies again and again not to use up what a broadcaster keeps."""
-_MAX_GRACE_SECONDS: Final = 30 * 86_400
+_MAX_GRACE_SECONDS: Final = 7 * 86_400
 
 Secret = SharedSecret | PrivateKey
 

@@ -5,7 +5,7 @@ Nothing here ever shows a secret, a token or the correct signature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from httppubsubclient.protocol.checks import check, delivery_must_cover, request_line, request_must_cover, verify
@@ -20,8 +20,9 @@ from httppubsubclient.protocol.signatures import (
     parse_content_digest,
     parse_signatures,
 )
+from httppubsubclient.protocol.standard_webhooks import PublicKey, SharedSecret, WebhookHead, read_head
 
-__all__ = ["Step", "explain_delivery", "explain_request"]
+__all__ = ["Step", "explain_delivery", "explain_request", "explain_webhook"]
 
 _ACCEPTED = {
     "hmac": "accepted, provided that its nonce was not used before",
@@ -76,6 +77,68 @@ def explain_delivery(
     must_cover = delivery_must_cover(headers)
     _explain(trail, credentials, DELIVERY, must_cover, {"@method": method}, headers, now, tolerance_seconds)
     return trail.finished(credentials, headers, sha256)
+
+
+def explain_webhook(
+    keys: Sequence[SharedSecret | PublicKey],
+    headers: Mapping[str, str],
+    body: bytes | None,
+    *,
+    now: float,
+    tolerance_seconds: int,
+) -> list[Step]:
+    """Every check of `standard_webhooks.verify`; raises nothing. `body`: None when it was not caught."""
+    steps: list[Step] = []
+    timestamp = headers.get("webhook-timestamp", "")
+    signed_at = float(timestamp) if timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12 else now
+    try:
+        # As of its own moment, so that what is only too old has its other faults told, too.
+        head = read_head(headers, now=signed_at, tolerance_seconds=tolerance_seconds)
+    except (InvalidRequest, Unauthorized) as error:
+        return [Step("headers", False, error.detail), Step("result", False, f"refused: {error.detail}")]
+    versions = ", ".join(version for version, _ in head.signatures) or "none of a version known here"
+    steps.append(Step("headers", True, f"they are well-formed; signatures: {versions}"))
+    where = f"{now - signed_at:.0f} s ago" if now >= signed_at else f"{signed_at - now:.0f} s ahead"
+    told = f"{where}, by the clock here, and {tolerance_seconds} s are tolerated"
+    steps.append(Step("webhook-timestamp", abs(now - signed_at) <= tolerance_seconds, told))
+    steps += _explain_keys(keys, head, body)
+    wrong = next((step for step in steps if not step.ok and step.name in ("webhook-timestamp", "signature")), None)
+    verdict = (
+        "accepted, if it is for the subscription with this secret" if wrong is None else f"refused: {wrong.detail}"
+    )
+    return [*steps, Step("result", wrong is None, verdict)]
+
+
+def _explain_keys(keys: Sequence[SharedSecret | PublicKey], head: WebhookHead, body: bytes | None) -> list[Step]:
+    """A step for each key, and one that says whether any of them is enough."""
+    if body is None:
+        return [Step("signature", False, "the signature covers the body, which is not there")]
+    if not keys:
+        return [Step("signature", False, "there is no key to check it with")]
+    steps = []
+    for number, key in enumerate(keys, 1):
+        kind = "whsec_, v1" if isinstance(key, SharedSecret) else "whpk_, v1a"
+        holds = _proves(head, key, body)
+        steps.append(Step(f"key {number}", holds, f"({kind}) the signature {'holds' if holds else 'does not hold'}"))
+    if any(step.ok for step in steps):
+        return [*steps, Step("signature", True, "one that holds is enough")]
+    detail = "no signature holds: the id, the time or the body is another than what was signed, or the key is"
+    for changed, advice in (
+        (body.removesuffix(b"\n"), "but for the newline at its end: remove it"),
+        (body.removesuffix(b"\r\n"), "but for the CR LF at its end: remove it"),
+        (body + b"\n", "but for a newline at its end: add it"),
+    ):
+        if any(_proves(head, key, changed) for key in keys):
+            detail = f"the body is the one that was signed {advice}"
+    return [*steps, Step("signature", False, detail)]
+
+
+def _proves(head: WebhookHead, key: SharedSecret | PublicKey, body: bytes) -> bool:
+    try:
+        head.check([key], body)
+    except Unauthorized:
+        return False
+    return True
 
 
 class _Recording:

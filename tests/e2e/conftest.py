@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -44,4 +46,29 @@ async def open_client(
         broadcasters=list(urls),
     )
     async with HttpPubSubClient(config, transport=transport) as client:
+        yield client
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that stays free for whoever listens there again and again: bound here, but not listened at."""
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        yield reservation.getsockname()[1]
+
+
+@asynccontextmanager
+async def subscriber(site: Site, url: str, port: int, **settings: Any) -> AsyncIterator[HttpPubSubClient]:
+    """A client that is at the same address in each of its lives."""
+    send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
+    config = HttpPubSubConfig(
+        bind={"type": "uvicorn", "address": "127.0.0.1", "port": port},
+        host=f"http://127.0.0.1:{port}",
+        send_auth=send_auth,
+        receive_auth=receive_auth,
+        broadcasters=[url],
+        **settings,
+    )
+    async with HttpPubSubClient(config) as client:
         yield client

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from httppubsubclient.client import HttpPubSubClient, Message, Subscription
-from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
+from httppubsubclient.client import Message, Subscription
 from httppubsubclient.protocol.errors import NotFound
-from tests.e2e.conftest import open_client
+from tests.e2e.conftest import open_client, subscriber
 from tests.e2e.processes import DEADLINE_SECONDS, Process, Site, running, until
 
 QUICK = [0, *[0.2] * 60]
-
-
-@pytest.fixture
-def port() -> Iterator[int]:
-    """A port that stays free for whoever listens there again and again: bound here, but not listened at."""
-    with socket.socket() as reservation:
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reservation.bind(("127.0.0.1", 0))
-        yield reservation.getsockname()[1]
-
-
-@contextlib.asynccontextmanager
-async def subscriber(site: Site, url: str, port: int, **settings: Any) -> AsyncIterator[HttpPubSubClient]:
-    """A client that is at the same address in each of its lives."""
-    send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
-    config = HttpPubSubConfig(
-        bind={"type": "uvicorn", "address": "127.0.0.1", "port": port},
-        host=f"http://127.0.0.1:{port}",
-        send_auth=send_auth,
-        receive_auth=receive_auth,
-        broadcasters=[url],
-        **settings,
-    )
-    async with HttpPubSubClient(config) as client:
-        yield client
 
 
 async def _true(value: object) -> bool:

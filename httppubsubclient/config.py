@@ -134,7 +134,7 @@ class HttpPubSubConfig:
     max_body_bytes: int = 5 * GIBIBYTE
     """The largest message, in either direction."""
     max_webhook_bytes: int = 16 * MEBIBYTE
-    """The largest delivery that is verified or decoded as a whole: to a subscription with a secret of its own, or in
+    """The largest message that is verified or decoded as a whole: of a subscription with a secret of its own, or in
     structured mode."""
     body_idle_timeout_seconds: float = 30.0
     """A delivery whose body stops arriving for this long is answered 408."""

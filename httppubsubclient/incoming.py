@@ -13,18 +13,34 @@ from typing import Any, Final, TypeVar
 
 from httppubsubclient.bodies import CHUNK_BYTES, Body, BodyWriter
 from httppubsubclient.message import EventDelivery
-from httppubsubclient.protocol.cloudevents import CloudEvent, event_mode, event_topic, read_event
+from httppubsubclient.protocol.cloudevents import (
+    MAX_INLINE_DATA_BYTES,
+    CloudEvent,
+    event_mode,
+    event_topic,
+    read_event,
+)
 from httppubsubclient.protocol.errors import InvalidRequest, Unauthorized
 from httppubsubclient.protocol.messages import Delivery, content_type_or_default
 from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.standard_webhooks import PublicKey, SharedSecret, WebhookHead
 
-__all__ = ["check_topic_of", "claims_own_proof", "decoded", "prove"]
+__all__ = ["check_topic_of", "claims_own_proof", "decoded", "max_event_bytes", "prove"]
 
 _IN_A_THREAD_BYTES: Final = 64 * 1024
 
+_ATTRIBUTES_BYTES: Final = 128 * 1024
+_MAX_ESCAPE_BYTES: Final = 6
+"""Of one byte of text, in JSON: `\\u0000`."""
+
 T = TypeVar("T")
+
+
+def max_event_bytes(data_bytes: int) -> int:
+    """The largest body that a structured event with so much data needs: in base64, or as text that is not that long."""
+    text_bytes = min(data_bytes, MAX_INLINE_DATA_BYTES)
+    return max(data_bytes * 4 // 3 + 4, text_bytes * _MAX_ESCAPE_BYTES) + _ATTRIBUTES_BYTES
 
 
 def claims_own_proof(headers: Mapping[str, str]) -> bool:
@@ -56,10 +72,10 @@ async def decoded(
     body: Body,
     form: DeliveryFormat,
     *,
-    writer: Callable[[int], BodyWriter],
+    writer: Callable[[], BodyWriter],
 ) -> tuple[Delivery, Body]:
-    """The message that a delivery in this format is. Raises `InvalidRequest` when it is none. `writer` makes one for
-    a body of so many bytes.
+    """The message that a delivery in this format is. Raises `InvalidRequest` when it is none, `TooLarge` when its data
+    are more than `writer` takes.
 
     The headers have to say the same as the event, whichever of the two was signed.
     """
@@ -72,7 +88,8 @@ async def decoded(
         event = read_event(headers, b"").event
         return _event_delivery(delivery, event), body
     found = await _with_content(body, lambda content: read_event(headers, content))
-    with writer(len(found.data)) as written:
+    with writer() as written:
+        written.expect(len(found.data))
         for start in range(0, len(found.data), CHUNK_BYTES):
             await written.write(found.data[start : start + CHUNK_BYTES])
         data = await written.finish()

@@ -51,7 +51,7 @@ from httppubsubclient.durable_name import DurableName
 from httppubsubclient.durable_options import durable_name_of
 from httppubsubclient.durable_registrations import DurableRegistrations
 from httppubsubclient.inbox import Member
-from httppubsubclient.incoming import check_topic_of, claims_own_proof, decoded, prove
+from httppubsubclient.incoming import check_topic_of, claims_own_proof, decoded, max_event_bytes, prove
 from httppubsubclient.protocol.credentials import Credentials, verify_delivery
 from httppubsubclient.protocol.errors import (
     PROBLEM_CONTENT_TYPE,
@@ -92,6 +92,7 @@ _MIN_BYTES_PER_SECOND = 1024
 """A body that arrives more slowly is given up, however lively it drips."""
 
 _RETRY_AFTER_SECONDS = 1
+_STRUCTURED = "cloudevents-structured"
 
 _WARN_EVERY_SECONDS = 10.0
 """Refused deliveries of one kind are warned about so often; the others are told at level INFO."""
@@ -129,8 +130,7 @@ class Receiver:
         self._credentials = credentials
         self._fragment = fragment
         self._limits = limits
-        self._max_bytes = limits.max_body_bytes
-        self._whole_bytes = min(limits.max_webhook_bytes, limits.max_body_bytes)
+        self._webhook_bytes = min(limits.max_webhook_bytes, limits.max_body_bytes)
         self._replays = ReplayWindow(limits.max_remembered_nonces)
         self._warned: dict[str, float] = {}
         # Bodies that are arriving: bounded like those that wait, because they are not yet counted there.
@@ -199,13 +199,11 @@ class Receiver:
         size = length if length is not None else self._limits.spool_bytes
         if not any(member.fits(size) for member in lacking):
             raise _full()
-        terms = registry.terms(pattern)
-        as_a_whole = terms.format == "cloudevents-structured"
+        form = registry.terms(pattern).format
+        max_bytes = max_event_bytes(self._webhook_bytes) if form == _STRUCTURED else self._limits.max_body_bytes
         with _room_in(self._arriving, size):
-            body = await self._body(
-                receive, headers.get("content-digest"), self._whole_bytes if as_a_whole else self._max_bytes, length
-            )
-            delivery, body = await decoded(headers, delivery, body, terms.format, writer=self._writer)
+            body = await self._body(receive, headers.get("content-digest"), max_bytes, length)
+            delivery, body = await decoded(headers, delivery, body, form, writer=self._decoded_writer)
         await self._hand_over(registry, delivery, None, body, receive)
 
     async def _receive_webhook(
@@ -217,9 +215,9 @@ class Receiver:
         length: int | None,
         receive: Receive,
     ) -> None:
-        if length is not None and length > self._whole_bytes:
-            raise TooLarge(f"a delivery that is verified as a whole has at most {self._whole_bytes} bytes")
-        size = length if length is not None else min(self._whole_bytes, self._limits.spool_bytes)
+        if length is not None and length > max_event_bytes(self._webhook_bytes):
+            raise TooLarge(f"a message that is verified as a whole has at most {self._webhook_bytes} bytes")
+        size = length if length is not None else min(self._webhook_bytes, self._limits.spool_bytes)
         with _room_in(self._unproven, size):
             pattern, members = await _members(registry, delivery)
             terms = registry.terms(pattern)
@@ -228,12 +226,13 @@ class Receiver:
             lacking = [member for member in members if not member.has(delivery.message_id)]
             if lacking and not any(member.fits(size) for member in lacking):
                 raise _full()
-            body = await self._body(receive, None, self._whole_bytes, length)
+            max_bytes = max_event_bytes(self._webhook_bytes) if terms.format == _STRUCTURED else self._webhook_bytes
+            body = await self._body(receive, None, max_bytes, length)
             # With what is good now: a grace may have ended while it arrived.
             await prove(head, terms.own_keys(), body)
             if self._taken.before(registry.name, pattern, delivery.message_id, head):
                 return
-            delivery, body = await decoded(headers, delivery, body, terms.format, writer=self._writer)
+            delivery, body = await decoded(headers, delivery, body, terms.format, writer=self._decoded_writer)
         await self._hand_over(registry, delivery, head, body, receive)
 
     async def _hand_over(
@@ -320,6 +319,9 @@ class Receiver:
     def _writer(self, max_bytes: int) -> BodyWriter:
         limits = self._limits
         return BodyWriter(spool_bytes=limits.spool_bytes, max_bytes=max_bytes, directory=limits.spool_directory)
+
+    def _decoded_writer(self) -> BodyWriter:
+        return self._writer(self._webhook_bytes)
 
     async def _body(self, receive: Receive, expected: str | None, max_bytes: int, length: int | None) -> Body:
         """The body, if it is the one that `expected`, a Content-Digest, names."""

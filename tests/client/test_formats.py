@@ -215,13 +215,40 @@ async def test_an_event_that_comes_inside_of_one_is_the_data(
 
 
 @pytest.mark.parametrize("secret", [None, "generate"])
-async def test_a_structured_event_beyond_the_limit_is_refused(broadcaster: FakeBroadcaster, secret: Any) -> None:
-    async with HttpPubSubClient(config(max_webhook_bytes=1000)) as client:
-        form: Any = "cloudevents-structured"
-        async with client.subscribe_glob("**", format=form, secret=secret) as subscription:
-            headers, body = delivered(broadcaster, form, data=b"x" * 1000)
-            assert (await Wire(client, broadcaster).post(headers, body)).status_code == 413
-            assert await nothing_in(subscription)
+@pytest.mark.parametrize(
+    ("form", "data", "content_type", "status"),
+    [
+        ("cloudevents-structured", bytes(1000), "image/png", 200),
+        ("cloudevents-structured", bytes(1000), "text/plain", 200),
+        ("cloudevents-structured", bytes(1001), "image/png", 413),
+        ("cloudevents-structured", bytes(1001), "text/plain", 413),
+        ("cloudevents-structured", bytes(200_000), "image/png", 413),
+        ("cloudevents-binary", bytes(1000), "image/png", 200),
+        ("raw", bytes(1000), "image/png", 200),
+    ],
+)
+async def test_the_limit_is_that_of_the_message(
+    broadcaster: FakeBroadcaster, secret: Any, form: Any, data: bytes, content_type: str, status: int
+) -> None:
+    client = HttpPubSubClient(config(max_webhook_bytes=1000))
+    async with client, client.subscribe_glob("**", format=form, secret=secret) as subscription:
+        headers, body = delivered(broadcaster, form, data=data, content_type=content_type)
+        assert (await Wire(client, broadcaster).post(headers, body)).status_code == status
+        assert await nothing_in(subscription) is (status != 200)
+
+
+@pytest.mark.parametrize("form", ["raw", "cloudevents-binary"])
+async def test_the_limit_holds_only_where_the_whole_is_needed(broadcaster: FakeBroadcaster, form: Any) -> None:
+    client = HttpPubSubClient(config(max_webhook_bytes=1000))
+    async with client, client.subscribe_glob("**", format=form) as plain:
+        headers, body = delivered(broadcaster, form, data=bytes(5000), content_type="image/png")
+        assert (await Wire(client, broadcaster).post(headers, body)).status_code == 200
+        assert (await anext(plain)).size == 5000
+    client = HttpPubSubClient(config(max_webhook_bytes=1000))
+    async with client, client.subscribe_glob("**", format=form, secret="generate") as own:
+        headers, body = delivered(broadcaster, form, data=bytes(1001), content_type="image/png", message_id="msg_2")
+        assert (await Wire(client, broadcaster).post(headers, body)).status_code == 413
+        assert await nothing_in(own)
 
 
 async def test_a_large_event_lies_in_a_file_before_and_after(broadcaster: FakeBroadcaster) -> None:

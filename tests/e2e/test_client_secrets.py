@@ -14,7 +14,7 @@ import pytest
 from httppubsubclient.client import HttpPubSubClient, Message, Subscription
 from httppubsubclient.protocol.errors import InvalidRequest, QuotaExceeded, TooManyHops
 from tests.e2e.conftest import open_client, subscriber
-from tests.e2e.processes import DEADLINE_SECONDS, Process, Site
+from tests.e2e.processes import DEADLINE_SECONDS, Process, Site, until
 
 
 @pytest.fixture
@@ -110,8 +110,12 @@ async def test_a_life_after_a_kill_takes_over_what_had_another_secret(
     arguments = ("--exact", "foo", "--bind", f"127.0.0.1:{port}", "--own-secret", "--format", "cloudevents-structured")
     async with open_client(site, url) as publisher:
         async with site.client(url, "listen", *arguments) as killed:
-            await killed.line(lambda line: "subscribed" in line)
-            assert (await publisher.notify(topic=b"foo", data=b"1")).notified == 1
+
+            async def arrives() -> bool:
+                return (await publisher.notify(topic=b"foo", data=b"1")).notified == 1
+
+            await until(arrives)
+            assert await killed.line() == "foo: 1"
             killed.signal(signal.SIGKILL)
             await killed.ended()
         async with subscriber(site, url, port) as client, client.subscribe_exact(b"foo", **options) as subscription:

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import canaries
+
 __all__ = ["DEADLINE_SECONDS", "Process", "Site", "running", "until"]
 
 DEADLINE_SECONDS = 30.0
@@ -91,7 +93,10 @@ class Process:
     async def _collect(self, stream: asyncio.StreamReader | None, lines: list[str]) -> None:
         assert stream is not None
         async for line in stream:
-            lines.append(line.decode().rstrip("\n"))
+            text = line.decode().rstrip("\n")
+            lines.append(text)
+            if "sign" not in self.name:  # which is for showing what proves who one is
+                canaries.look_at(self.name, text)
             self._changed.set()
         self._changed.set()
 
@@ -141,6 +146,9 @@ class Site:
         """Run --setup with these options."""
         async with running("-m", "httppubsubserver", "--setup", "--directory", directory, *options) as setup:
             assert await setup.ended() == 0, setup.output()
+        for name in ("broadcaster-secrets.json", "subscriber-secrets.json", "storage-key"):
+            if (directory / name).exists():
+                canaries.plant_file(directory / name)
         return cls(directory)
 
     def serve(self, *options: str) -> contextlib.AbstractAsyncContextManager[Process]:

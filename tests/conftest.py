@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from tests import canaries
 
+pytest.register_assert_rewrite("tests.hardening")
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 canaries.install()

@@ -364,9 +364,7 @@ async def ansi(talk: Talk) -> bool:
     """answers 500 with a body of escape sequences, HTML and lines that look like a log"""
     await talk.request()
     body = FORGED.encode()
-    await talk.send(
-        b"HTTP/1.1 500 \x1b[31mred\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
-    )
+    await talk.send(b"HTTP/1.1 500 No\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
     return True
 
 
@@ -412,6 +410,9 @@ TEMPERS: dict[str, Temper] = {
     ),
     "negative-length": _framing("HTTP/1.1 200 OK\r\ncontent-length: -1", b"x", "answers a Content-Length of -1"),
     "bare-cr": _framing("HTTP/1.1 200 OK\r\nx: a\rcontent-length: 0", b"", "answers a head with a bare CR"),
+    "escape": _framing(
+        "HTTP/1.1 200 \x1b[31mred\r\ncontent-length: 0", b"", "answers an escape sequence in its status line"
+    ),
     "folded": _framing("HTTP/1.1 200 OK\r\nx: a\r\n b: c", b"", "answers a folded header"),
     "http-0.9": _framing("<html>it works</html>", b"", "answers as before HTTP/1.0"),
     "http-2": _framing("HTTP/2 200", b"", "answers as HTTP/2"),

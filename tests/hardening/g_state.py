@@ -1,0 +1,172 @@
+"""G. What is kept: crashes, two broadcasters, secrets, what is signed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import re
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from httppubsubclient.protocol.credentials import Credentials, Key, Secrets, sign_request, verify_delivery
+from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.signatures import content_digest
+from httppubsubserver.provision import rotate, set_up
+from httppubsubserver.stores import open_store
+from tests.e2e.processes import Site
+from tests.e2e.receivers import open_receivers
+from tests.hardening.support import OpenDesk, OpenReceivers
+from tests.stores.conftest import NOW
+from tests.stores.durable_stores import (
+    LEASE,
+    accept_all,
+    again,
+    claim,
+    dead,
+    delivered,
+    durable,
+    gone,
+    settle,
+    states,
+)
+
+
+async def test_65_what_was_accepted_before_a_kill_arrives_after_it(tmp_path: Path) -> None:
+    """One kill right after the answers, one within the attempts; `scripts/soak torture` kills at every point."""
+    site = await Site.make(tmp_path / "site", "--to-broadcasters-auth", "none", "--to-subscribers-auth", "none")
+    lease = ("--attempt-timeout-seconds", "1", "--delivery-lease-seconds", "11")
+    async with open_receivers("hang", "accept") as (hanging, good):
+        ids = []
+        async with site.serve(*lease) as process, httpx.AsyncClient(base_url=await process.url()) as api:
+            for receiver in (hanging, good):
+                wanted = {
+                    "url": f"http://127.0.0.1:{receiver.port}/",
+                    "topic": f"t{receiver.port}",
+                    "delivery": "durable",
+                }
+                assert (await api.post("/v1/subscriptions", json=wanted)).status_code == 201
+            at_once = {"prefer": "respond-async"}
+            for number in range(20):
+                topic = f"t{(hanging, good)[number % 2].port}"
+                answer = await api.post(f"/v1/notify?topic={topic}", content=b"%d" % number, headers=at_once)
+                assert answer.status_code in (200, 202)
+                ids.append(answer.json()["message_id"])
+            process.signal(signal.SIGKILL)
+            await process.ended()
+        async with site.serve(*lease) as process, httpx.AsyncClient(base_url=await process.url()) as api:
+            documents = [(await api.get(f"/v1/messages/{message_id}")).json() for message_id in ids]
+            states = [document["deliveries"][0]["state"] for document in documents]
+            assert set(states) <= {"pending", "delivered"}, "none is lost"
+            await good.until(lambda: set(ids[1::2]) <= {one["headers"]["webhook-id"] for one in good.requests})
+        bodies = {(one["headers"]["webhook-id"], one["body"]) for one in good.requests}
+        assert len(bodies) == 10, "what comes twice comes with the same id"
+
+
+async def test_68_the_result_of_a_lease_that_is_over_does_not_count(tmp_path: Path) -> None:
+    """Two holders of one database; the second claims when the lease of the first has ended."""
+    url = f"sqlite:///{tmp_path}/pubsub.sqlite3"
+    async with open_store(url) as first, open_store(url) as second:
+        await accept_all(first, ["m"], [await durable(first)])
+        [slow] = await claim(first, holder="first")
+        assert await claim(second, holder="second", now=NOW + LEASE - 1) == ()
+        [quick] = await claim(second, holder="second", now=NOW + LEASE)
+        assert [claimed.attempt for claimed in (slow, quick)] == [1, 2], "at most one more"
+        for late in (delivered(slow), again(slow), dead(slow), gone(slow)):
+            assert await settle(first, late, now=NOW + LEASE + 1) == [False]
+        assert await settle(second, delivered(quick), now=NOW + LEASE + 2) == [True]
+        assert [state for state, _ in (await states(first)).values()] == ["delivered"]
+
+
+async def test_70_an_old_key_counts_until_its_end_and_not_a_second_longer() -> None:
+    now = 1_795_000_000
+    old, new = (
+        Key("old", b"o" * 16 + b"1" * 16, valid_until=now + 10),
+        Key("new", b"n" * 16 + b"2" * 16, use_after=now + 5),
+    )
+    both = Credentials("hmac", (old, new))
+    assert [both.signing_key(now + late).id for late in (0, 4, 5, 60)] == ["old", "old", "new", "new"]
+
+
+def test_70_rotating_again_and_again_ends_with_a_clear_error_and_files_that_work(tmp_path: Path) -> None:
+    set_up(tmp_path)
+    files = [tmp_path / f"{side}-secrets.json" for side in ("broadcaster", "subscriber")]
+
+    def again_and_again() -> None:
+        for _ in range(20):
+            rotate(tmp_path, grace_seconds=3600)
+
+    with pytest.raises(ConfigurationError, match="rotate again after that"):
+        again_and_again()
+    before = [file.read_text() for file in files]
+    document = json.loads(before[0])
+    keys = [key for direction in ("to_broadcasters", "to_subscribers") for key in document[direction]["keys"]]
+    assert len({key["id"] for key in keys}) == len({key["secret"] for key in keys}) == len(keys)
+    with pytest.raises(ConfigurationError):
+        rotate(tmp_path, grace_seconds=3600)
+    assert [file.read_text() for file in files] == before
+    rotate(tmp_path, grace_seconds=0)
+    assert len(json.loads(files[0].read_text())["to_broadcasters"]["keys"]) == 1
+
+
+async def test_72_a_publisher_chooses_nothing_of_what_a_delivery_is_signed_over_but_topic_and_body(
+    open_desk: OpenDesk, hostile: OpenReceivers
+) -> None:
+    to_broadcasters, to_subscribers = Key("a", b"a" * 16 + b"1" * 16), Key("b", b"b" * 16 + b"2" * 16)
+    desk = await open_desk(
+        secrets=Secrets(Credentials("hmac", (to_broadcasters,)), Credentials("hmac", (to_subscribers,)), ())
+    )
+    now = int(time.time())
+    counter = itertools.count()
+
+    async def call(method: str, path: str, query: str, body: bytes, **headers: str) -> httpx.Response:
+        digest = {"content-digest": content_digest(hashlib.sha256(body).digest())} if body else {}
+        nonce = f"{next(counter):022d}"
+        proof = sign_request(
+            Credentials("hmac", (to_broadcasters,)),
+            method=method,
+            path=path,
+            query=query,
+            headers=digest,
+            now=now,
+            nonce=nonce,
+        )
+        url = f"{path}?{query}" if query else path
+        return await desk.api.request(method, url, content=body, headers={**headers, **digest, **proof})
+
+    [receiver] = await hostile("accept")
+    wanted = json.dumps({"url": f"http://127.0.0.1:{receiver.port}/", "topic": "t"}).encode()
+    assert (
+        await call("POST", "/v1/subscriptions", "", wanted, **{"content-type": "application/json"})
+    ).status_code == 201
+    chosen = {
+        "webhook-id": "msg_chosen",
+        "webhook-timestamp": "1",
+        "pubsub-attempt": "9",
+        "pubsub-subscription": "sub_chosen",
+        "signature-input-x": "1",
+    }
+    for _ in range(2):
+        assert (await call("POST", "/v1/notify", "topic=t", b"x", **chosen)).status_code == 200
+    nonces = set()
+    for request in receiver.requests:
+        headers = request["headers"]
+        proof = verify_delivery(
+            Credentials("hmac", (to_subscribers,)),
+            method="POST",
+            headers=headers,
+            now=time.time(),
+            tolerance_seconds=300,
+        )
+        nonces.add(proof.nonce)
+        assert headers["pubsub-attempt"] == "1"
+        assert not [name for name, value in chosen.items() if headers.get(name) == value]
+        assert re.search(r";created=(\d+);", headers["signature-input"])
+    assert len(nonces) == 2
+    # What is signed towards the broadcaster is signed with another key, over other components: none can be used as one.
+    assert base64.b64encode(to_broadcasters.secret) != base64.b64encode(to_subscribers.secret)

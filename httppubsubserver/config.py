@@ -146,7 +146,7 @@ class ServerConfig(BaseModel):
         "none.",
     )
     verification_timeout_seconds: float = Field(
-        default=10.0, gt=0, le=60, description="How long a callback may take to agree."
+        default=5.0, gt=0, le=60, description="How long a callback may take to agree."
     )
     verifications_per_hour: int = Field(
         default=60, ge=1, description="How often one host may be asked whether it agrees; then 429."

@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url, split_callback_url
+from httppubsubclient.protocol.credentials import Credentials, Secrets
 from httppubsubclient.protocol.errors import (
     CallbackRefused,
     CallbackUnreachable,
+    ConfigurationError,
+    InvalidRequest,
     NotFound,
     PreconditionFailed,
     QuotaExceeded,
     Unavailable,
 )
+from httppubsubclient.protocol.intent import parse_verification
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver import consent as module
+from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.consent import Consent, names_strangers
 from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.stores.sqlite import open_sqlite
 from httppubsubserver.verification import Question
+from tests.server.peers import Network, Wire
 
 NOW = 1_800_000_000_000_000
 SECOND = 1_000_000
@@ -481,3 +488,76 @@ async def test_a_stop_tells_who_waits_to_come_again(tmp_path: Path) -> None:
         for task in (one, several):
             with pytest.raises(Unavailable):
                 await task
+
+
+# -- in a broadcaster ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Names:
+    """A resolver: every name has these addresses."""
+
+    addresses: list[str]
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        return self.addresses
+
+
+@asynccontextmanager
+async def broadcasting(path: Path, names: Names, **settings: Any) -> AsyncIterator[Broadcaster]:
+    config = ServerConfig(
+        db=f"sqlite:///{path}/pubsub.sqlite3",
+        callback_networks=("loopback", "public"),
+        callback_ports=("all",),
+        shutdown_timeout_seconds=0.1,
+        **settings,
+    )
+    secrets = Secrets(Credentials.none(), Credentials.none(), ("http://[::1]:3003",))
+    async with Broadcaster(config, secrets=secrets, resolver=names) as broadcaster:
+        yield broadcaster
+
+
+async def echoing(wire: Wire, number: int) -> None:
+    while True:
+        head, _ = await wire.request()
+        method, target, _ = head.split("\r\n")[0].split(" ")
+        echo = b"" if method == "POST" else parse_verification(target.partition("?")[2]).challenge.encode()
+        await wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(echo), echo))
+
+
+async def test_the_question_goes_where_deliveries_go_and_nowhere_else(network: Network, tmp_path: Path) -> None:
+    """A name that leads elsewhere by and by: what its first address agreed to is no way to another one."""
+    peer, names = await network.peer(echoing), Names(["127.0.0.1"])
+    async with broadcasting(tmp_path, names) as broadcaster:
+        url = peer.callback(host="name.example").name
+        await broadcaster.subscribe(SubscribeRequest(url, A, 60))
+        assert (await broadcaster.notify(b"a", b"x")).notified == 1
+        reached = peer.connections
+        for addresses in (["10.0.0.1"], ["127.0.0.1", "169.254.169.254"], ["::ffff:10.0.0.1"], []):
+            names.addresses = addresses
+            with pytest.raises(CallbackUnreachable):
+                await broadcaster.subscribe(SubscribeRequest(url, B, 60))
+        assert peer.connections == reached
+        page = await broadcaster.subscriptions(url=url)
+        assert [subscription.pattern for subscription in page.subscriptions] == [A]
+        names.addresses = ["127.0.0.1"]
+        await broadcaster.subscribe(SubscribeRequest(url, B, 60))
+
+
+async def test_without_a_host_name_there_is_no_handshake(network: Network, tmp_path: Path) -> None:
+    peer = await network.peer(echoing)
+    async with broadcasting(tmp_path, Names(["127.0.0.1"])) as broadcaster:
+        url = peer.callback(host="name.example").name
+        request = SubscribeRequest(url, A, 60, format="cloudevents-binary", handshake="cloudevents")
+        with pytest.raises(InvalidRequest, match="webhook_origin"):
+            await broadcaster.subscribe(request)
+    assert peer.connections == 0
+
+
+@pytest.mark.parametrize(
+    "origin", ["", "https://broadcaster.example", "Broadcaster.example", "a b", "broadcaster:3003"]
+)
+async def test_an_origin_that_is_no_host_name_is_a_fault_of_the_settings(tmp_path: Path, origin: str) -> None:
+    with pytest.raises(ConfigurationError, match="webhook_origin"):
+        async with broadcasting(tmp_path, Names([]), webhook_origin=origin):
+            pass

@@ -153,7 +153,6 @@ class Asker:
                 ) from None
             self._tell(question, f"no answer within {self._timeout_seconds:g} s")
             raise _unreachable() from None
-        self._tell(question, "it agrees")
 
     async def _ask(self, question: Question, charges: list[Charge]) -> None:
         questions = MAX_QUESTIONS if question.callback.fragment is not None else 1

@@ -27,27 +27,20 @@ import copy
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from typing import Final, TypeAlias
 
 from httppubsubclient.protocol.addresses import AddressKind, address_kind, parse_address
-from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url, split_callback_url
+from httppubsubclient.protocol.callback_urls import CallbackUrl, split_callback_url
 from httppubsubclient.protocol.credentials import Secrets
-from httppubsubclient.protocol.errors import (
-    CallbackRefused,
-    CallbackUnreachable,
-    ConfigurationError,
-    InvalidRequest,
-    PubSubError,
-    Unavailable,
-)
-from httppubsubclient.protocol.intent import handshake_headers
+from httppubsubclient.protocol.errors import CallbackRefused, CallbackUnreachable, PubSubError, Unavailable
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.outbound import client_certificate, tls_context
+from httppubsubserver.delivery.webhooks import event_identity
 from httppubsubserver.question_limits import QuestionBudget
 from httppubsubserver.stores import Store
 from httppubsubserver.verification import Asker, Question
@@ -281,7 +274,7 @@ async def open_consent(config: ServerConfig, store: Store, egress: Egress, secre
         lambda: tls_context(config.callback_ca_file, client_certificate(config)),
         budget=QuestionBudget(config.verifications_per_hour, now=lambda: time.monotonic_ns() // 1000),
         timeout_seconds=config.verification_timeout_seconds,
-        origin=_origin(config, secrets),
+        origin=event_identity(config, secrets).origin,
     )
     consent = Consent(config, store, egress, asker.ask, proven=secrets.to_broadcasters.type != "none")
     try:
@@ -302,24 +295,6 @@ def names_strangers(networks: Iterable[str]) -> bool:
         if address_kind(network[0]) not in _OWN or address_kind(network[-1]) not in _OWN or network.prefixlen < 7:
             return True
     return False
-
-
-def _origin(config: ServerConfig, secrets: Secrets) -> str | None:
-    """The host name that stands for this broadcaster. Raises `ConfigurationError`."""
-    named = config.webhook_origin
-    if named is not None:
-        try:
-            handshake_headers(named)
-        except InvalidRequest:
-            raise ConfigurationError(
-                f"webhook_origin is {named[:100]!a}: it should be a host name in lower case, without port"
-            ) from None
-        return named
-    with suppress(InvalidRequest, IndexError):  # no URL, or that of an IPv6 address
-        host = parse_callback_url(secrets.broadcasters[0]).host
-        handshake_headers(host)
-        return host
-    return None
 
 
 def _first(failures: Sequence[Exception]) -> Exception:

@@ -11,7 +11,7 @@ patterns. What is left is questions that nobody wanted, and of these an hour has
 | owner who asks                         | 8                               | 64      |
 | process of the broadcaster, all of it  | 64                              | 256     |
 
-half of them in one go. An owner who has used up its own has not used up what others have. Nobody waits for a turn
+whenever that hour begins. An owner who has used up its own has not used up what others have. Nobody waits for a turn
 longer than a question may take; more than `MAX_WAITING` do not wait.
 """
 
@@ -26,7 +26,6 @@ from typing import Final, Literal, NamedTuple
 
 from httppubsubclient.protocol.addresses import parse_address
 from httppubsubclient.protocol.errors import QuotaExceeded, Unavailable
-from httppubsubclient.protocol.token_bucket import FULL, Rate, take
 
 __all__ = ["EVERYBODY", "MAX_WAITING", "Charge", "QuestionBudget", "Turns", "address_charge"]
 
@@ -35,12 +34,12 @@ Kind = Literal["host", "address", "owner", "all"]
 MAX_WAITING: Final = 1000
 """Questions that wait for their turn."""
 MAX_KEPT: Final = 100_000
-"""Buckets; with more of them, those that are full again are forgotten."""
+"""Of those who have paid; with more of them, those who have not done so for an hour are forgotten."""
 
 _TIMES: Final[dict[Kind, int]] = {"host": 1, "address": 4, "owner": 8, "all": 64}
 _AT_ONCE: Final[dict[Kind, int]] = {"host": 8, "owner": 64, "all": 256}
-_SECONDS: Final = 3600
 _MICROSECONDS: Final = 1_000_000
+_HOUR: Final = 3600 * _MICROSECONDS
 
 
 class Charge(NamedTuple):
@@ -65,46 +64,46 @@ class QuestionBudget:
     """What may still be asked. `now` gives microseconds of a clock that is never set."""
 
     def __init__(self, per_hour: int, *, now: Callable[[], int]) -> None:
-        self._rates: dict[Kind, Rate] = {kind: _rate(times * per_hour) for kind, times in _TIMES.items()}
+        self._per_hour: dict[Kind, int] = {kind: times * per_hour for kind, times in _TIMES.items()}
         self._now = now
-        self._states: dict[Charge, int] = {}
+        self._spent: dict[Charge, deque[int]] = {}
+        """When, the oldest first: no more of them than an hour may have."""
         self._forget_at = MAX_KEPT
 
     def spend(self, charges: Iterable[Charge]) -> None:
         """One question at the cost of all of these, or of none: raises `QuotaExceeded`."""
         now = self._now()
-        states: dict[Charge, int] = {}
+        spent: dict[Charge, deque[int]] = {}
         for charge in charges:
-            taken = take(self._rates[charge.kind], self._states.get(charge, FULL), now, 1)
-            if not taken.allowed:
+            moments = self._spent.get(charge) or deque()
+            while moments and moments[0] <= now - _HOUR:
+                moments.popleft()
+            if len(moments) >= self._per_hour[charge.kind]:
                 raise QuotaExceeded(
                     "this callback, its host or its owner was asked too often whether it agrees, and did not: "
                     "make it answer, then try again after the time that Retry-After says",
-                    retry_after_seconds=-(-taken.wait_microseconds // _MICROSECONDS),
+                    retry_after_seconds=-(-(moments[0] + _HOUR - now) // _MICROSECONDS),
                 )
-            states[charge] = taken.state
-        self._states.update(states)
-        if len(self._states) > self._forget_at:
-            self._forget_full(now)
+            spent[charge] = moments
+        for moments in spent.values():
+            moments.append(now)
+        self._spent |= spent
+        if len(self._spent) > self._forget_at:
+            self._forget_old(now)
 
     def give_back(self, charges: Iterable[Charge]) -> None:
         """The question was welcome."""
         for charge in charges:
-            state = self._states.pop(charge, FULL) - self._rates[charge.kind].cost(1)
-            if state > self._now():
-                self._states[charge] = state
+            moments = self._spent.get(charge)
+            if moments:
+                moments.pop()
+                if not moments:
+                    del self._spent[charge]
 
-    def _forget_full(self, now: int) -> None:
-        """The charge for everybody bounds those that are not full again."""
-        self._states = {charge: state for charge, state in self._states.items() if state > now}
-        self._forget_at = max(MAX_KEPT, 2 * len(self._states))
-
-
-def _rate(per_hour: int) -> Rate:
-    """A full bucket and what comes into it in an hour are together what an hour has."""
-    burst = per_hour / 2
-    # Rounded up: a burst that takes an hour and the smallest fraction is none that `Rate` takes.
-    return Rate(burst / _SECONDS * (1 + 1e-12), burst)
+    def _forget_old(self, now: int) -> None:
+        """What everybody may ask bounds what is left."""
+        self._spent = {charge: spent for charge, spent in self._spent.items() if spent and spent[-1] > now - _HOUR}
+        self._forget_at = max(MAX_KEPT, 2 * len(self._spent))
 
 
 class Turns:

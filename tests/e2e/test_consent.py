@@ -260,10 +260,10 @@ async def test_a_flood_of_questions_ends_soon(open_site: Site) -> None:
         answers = await asyncio.gather(
             *(subscribe(url, f"{peer.callback().request_url}/{number}#{number}") for number in range(40))
         )
-        assert len(lines) == 3
+        assert len(lines) == 6
         assert sorted({answer.status_code for answer in answers}) == [422, 429]
         refused = [answer for answer in answers if answer.status_code == 429]
-        assert len(refused) == 37
+        assert len(refused) == 34
         assert {answer.json()["code"] for answer in refused} == {"quota_exceeded"}
         assert all(int(answer.headers["retry-after"]) > 0 for answer in refused)
 

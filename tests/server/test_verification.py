@@ -425,7 +425,7 @@ async def test_a_host_that_does_not_agree_is_left_alone(network: Network) -> Non
     peer = await network.peer(replying(lambda challenge: ok(b"", 404)))
     async with asking(network, per_hour=10) as asker:
         sent = await until_refused(asker, lambda n: peer.callback(f"/{n}#{n}"), str)
-        assert sent == peer.connections == 5
+        assert sent == peer.connections == 10
 
 
 async def test_names_and_owners_without_end_do_not_help(network: Network) -> None:
@@ -433,11 +433,11 @@ async def test_names_and_owners_without_end_do_not_help(network: Network) -> Non
     peer = await network.peer(replying(lambda challenge: ok(b"", 404)))
     async with asking(network, per_hour=10, resolver=Names(["127.0.0.1"])) as asker:
         sent = await until_refused(asker, lambda n: peer.callback(host=f"n{n}.example"), str)
-        assert sent == peer.connections == 20
+        assert sent == peer.connections == 40
         # A literal is the same address.
         with pytest.raises(QuotaExceeded):
             await asker.ask(question(peer.callback(), owner="another"))
-        assert peer.connections == 20
+        assert peer.connections == 40
 
 
 async def test_one_owner_does_not_use_up_what_others_have(network: Network) -> None:
@@ -449,7 +449,7 @@ async def test_one_owner_does_not_use_up_what_others_have(network: Network) -> N
     free = await network.peer(echo_temper, host="127.0.0.1")
     async with asking(network, per_hour=10, resolver=resolve) as asker:
         sent = await until_refused(asker, lambda n: free.callback(host=f"n{n + 2}.example"), lambda n: "greedy")
-        assert sent == 40
+        assert sent == 80
         await asker.ask(question(free.callback(), owner="another"))
 
 
@@ -461,7 +461,7 @@ async def test_everybody_together_has_a_bound(network: Network) -> None:
     free = await network.peer(echo_temper, host="127.0.0.1")
     async with asking(network, per_hour=2, resolver=resolve) as asker:
         sent = await until_refused(asker, lambda n: free.callback(host=f"n{n + 2}.example"), str)
-        assert sent == 64
+        assert sent == 128
 
 
 async def test_who_agrees_is_asked_as_often_as_there_is_something_to_ask(network: Network) -> None:

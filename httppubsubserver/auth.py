@@ -15,7 +15,6 @@ from functools import partial
 from typing import Final
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
-from httppubsubclient.protocol.checks import Proof
 from httppubsubclient.protocol.credentials import Credentials, verify_request
 from httppubsubclient.protocol.errors import ConfigurationError, Forbidden, InvalidUrl, Replayed, Unauthorized
 from httppubsubclient.protocol.permissions import Permissions
@@ -125,18 +124,18 @@ class Authenticator:
                 tolerance_seconds=self._tolerance_seconds,
             )
             if proof.nonce is not None and proof.replay_until is not None:
-                await self._remember(proof, proof.replay_until, now)
+                # Here and not in a method: a notify pays for each coroutine.
+                first = await self._store.remember_once(
+                    f"{proof.key_id}:{proof.nonce}",
+                    until=int(proof.replay_until * 1_000_000),
+                    now=int(now * 1_000_000),
+                )
+                if not first:
+                    raise Replayed("this signature was used before; sign each request anew, with a nonce of its own")
         except Unauthorized as error:
             error.challenge = self._challenge
             raise
         return self._principals[proof.key_id]
-
-    async def _remember(self, proof: Proof, until: float, now: float) -> None:
-        first = await self._store.remember_once(
-            f"{proof.key_id}:{proof.nonce}", until=int(until * 1_000_000), now=int(now * 1_000_000)
-        )
-        if not first:
-            raise Replayed("this signature was used before; sign each request anew, with a nonce of its own")
 
     def _token_of_issuer(self, headers: Mapping[str, str]) -> str | None:
         """The bearer token of a request that does not prove itself with a key."""

@@ -10,7 +10,7 @@ import pytest
 from httppubsubclient.protocol.errors import Forbidden, InvalidSecret, PreconditionFailed, QuotaExceeded
 from httppubsubclient.protocol.messages import PERMANENT_UNTIL, Notification, Subscription
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.stores import Sealed, Store
+from httppubsubserver.stores import Only, Sealed, Store
 from httppubsubserver.stores.durable import DurableStore, Publication, Selection
 from tests.stores.conftest import NOW, SECOND, A, B, asking
 
@@ -214,3 +214,59 @@ class TestDeliveries:
         await store.unsubscribe(subscribers["me"], now=NOW)
         assert await visible("me") == {subscribers[None]}
         assert await visible(None) == set(subscribers.values())
+
+
+class TestOnly:
+    """Owners for whom there is only their own."""
+
+    async def test_what_is_nobodys_is_not_there_and_is_not_removed(self, store: Store) -> None:
+        nobodys = await put(store, None)
+        mine = await put(store, Only("me"), A, b"u")
+        assert mine.owner == "me"
+        assert await seen(store, Only("me")) == await seen(store, Only("me"), A) == [mine.id]
+        assert await seen(store, "me") == sorted([mine.id, nobodys.id])
+        assert await store.subscription(nobodys.id, now=NOW, owner=Only("me")) is None
+        assert not await store.unsubscribe(nobodys.id, now=NOW, owner=Only("me"))
+        assert await store.etag(A, now=NOW, owner=Only("me")) != await store.etag(A, now=NOW, owner="me")
+        kept, _ = await store.replace(A, [], if_match=None, now=NOW, owner=Only("me"))
+        assert kept == ()
+        assert await seen(store, None) == [nobodys.id]
+
+    async def test_what_is_nobodys_is_taken_by_who_subscribes_the_same_within_the_quota(self, store: Store) -> None:
+        first, second, third = await put(store, None), await put(store, None, A, b"u"), await put(store, None, A, b"v")
+        assert (await put(store, Only("me"))).id == first.id
+        tag = await store.etag(A, now=NOW, owner=Only("me"))
+        wanted = [asking(A, b"t"), asking(A, b"u")]
+        with pytest.raises(QuotaExceeded):
+            await store.replace(A, wanted, if_match=None, now=NOW, owner=Only("me"), max_subscriptions=1)
+        kept, _ = await store.replace(A, wanted, if_match=tag, now=NOW, owner=Only("me"), max_subscriptions=2)
+        assert [each.id for each in kept] == [first.id, second.id]
+        assert await seen(store, Only("me")) == sorted([first.id, second.id])
+        assert (await store.subscription(third.id, now=NOW)) == third
+
+    async def test_deliveries_messages_and_replays_are_those_of_ones_own(self, store: DurableStore) -> None:
+        durable = [
+            (await store.subscribe(replace(asking(url, b"t"), delivery="durable"), now=NOW, owner=owner))[0]
+            for url, owner in ((A, None), (B, "me"))
+        ]
+        ids = [each.id for each in durable]
+        for name, owner, receivers in (("m1", None, ids), ("m2", "them", ids[:1]), ("m3", "me", ids[:1])):
+            notification = Notification(name, b"t", "a/b", b"x" * 32, 0)
+            await store.accept(Publication(notification, b"", receivers, owner=owner), now=NOW)
+
+        async def shown(name: str, owner: str | None) -> list[str] | None:
+            found = await store.message(name, cursor=None, limit=10, owner=owner)
+            return None if found is None else sorted(each.subscription_id for each in found.page.deliveries)
+
+        assert [await shown(name, Only("me")) for name in ("m1", "m2", "m3")] == [ids[1:], None, []]
+        assert [await shown(name, "me") for name in ("m1", "m2", "m3")] == [sorted(ids), ids[:1], ids[:1]]
+        assert await shown("m2", Only("them")) == []
+        assert await shown("m1", Only("them")) is None
+        page = await store.deliveries(Selection(owner=Only("me")), cursor=None, limit=10)
+        assert [each.subscription_id for each in page.deliveries] == ids[1:]
+        for owner in (Only("me"), "me", None):
+            begun = await store.replay(Selection(accepted_from=0, owner=owner), now=NOW)
+            progress = await store.replay_progress(begun.number)
+            assert progress is not None
+            assert progress.selection == begun.selection
+            assert type(progress.selection.owner) is type(owner)

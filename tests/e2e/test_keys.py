@@ -29,7 +29,7 @@ PARTNER: dict[str, Any] = {
     "id": "partner",
     "publish": ["partner/**"],
     "subscribe": ["orders/eu/*", "partner/**"],
-    "quotas": {"subscriptions": 2, "messages_per_second": 5},
+    "quotas": {"subscriptions": 2, "messages_per_second": 0.5},
 }
 
 
@@ -83,9 +83,11 @@ async def test_a_partner_does_what_he_may_and_sees_what_is_his(site: Site) -> No
                     async with partner.subscribe_exact(b"partner/x"):
                         pass
             target = "/v1/notify?topic=partner/1"
-            answers = [await call(site.directory / "partner", url, "POST", target) for _ in range(30)]
-            assert {answer.status_code for answer in answers} == {200, 429}
-            assert answers[-1].headers["retry-after"] == "1"
+            folder = site.directory / "partner"
+            answers = await asyncio.gather(*(call(folder, url, "POST", target) for _ in range(10)))
+            refused = [answer for answer in answers if answer.status_code == 429]
+            assert refused
+            assert all(answer.headers["retry-after"] in ("1", "2") for answer in refused)
             # The client waits as long as it is told to.
             assert (await partner.notify(topic=b"partner/1", data=b"more")).matched == 1
         assert await broadcaster.stop() == 0
@@ -103,7 +105,7 @@ async def test_subscriptions_survive_the_rotation_of_their_key_and_belong_to_nob
     add_partner(site)
     async with site.serve() as broadcaster:
         url = await broadcaster.url()
-        body = {"url": "http://127.0.0.1:1/hook", "glob": "orders/eu/*"}
+        body = {"url": "http://127.0.0.1:19999/hook", "glob": "orders/eu/*"}
         made = (await call(site.directory / "partner", url, "POST", "/v1/subscriptions", body)).json()["id"]
         assert await broadcaster.stop() == 0
     before = set(all_secrets(site))
@@ -246,7 +248,7 @@ async def test_fifty_at_once_in_two_processes_make_as_many_subscriptions_as_are_
     add_partner(site)
     async with site.serve("--workers", "2") as process:
         url = await process.url()
-        bodies = [{"url": "http://127.0.0.1:1/hook", "topic": f"partner/{number % 7}"} for number in range(50)]
+        bodies = [{"url": "http://127.0.0.1:19999/hook", "topic": f"partner/{number % 7}"} for number in range(50)]
         folder = site.directory / "partner"
         answers = await asyncio.gather(*(call(folder, url, "POST", "/v1/subscriptions", body) for body in bodies))
         assert {answer.status_code for answer in answers} == {200, 201, 429}

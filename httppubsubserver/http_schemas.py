@@ -267,7 +267,11 @@ SECURITY_SCHEMES: dict[str, Any] = {
         "name": "Signature",
         "description": "RFC 9421 with hmac-sha256, together with Signature-Input; see docs/protocol.md.",
     },
-    "token": {"type": "http", "scheme": "bearer"},
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of the secrets file, or a JSON Web Token of the issuer that is set.",
+    },
 }
 
 

@@ -126,6 +126,7 @@ class PublishQuotas:
 
 def _exceeded(what: str, wait_microseconds: int) -> QuotaExceeded:
     seconds = wait_microseconds / _MICROSECONDS
+    shown = f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
     return QuotaExceeded(
-        f"this key may publish {what} a second, and has for now; again in {seconds:.3g} s", retry_after_seconds=seconds
+        f"this key may publish {what} a second, and has for now; again in {shown} s", retry_after_seconds=seconds
     )

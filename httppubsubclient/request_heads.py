@@ -9,8 +9,8 @@ made here:
     a head beyond MAX_HEAD_BYTES or MAX_HEADERS   431
     a target beyond MAX_TARGET_BYTES              414
     a head that takes longer than HEAD_SECONDS    408
-    what is not HTTP, two Hosts, an Upgrade       400
-    a Transfer-Encoding other than chunked        501
+    what is not HTTP/1.1, two Hosts, an Upgrade,
+    a Transfer-Encoding other than chunked        400
     more than MAX_PIPELINED requests ahead        the connection is closed
     answers that are not read for STALL_SECONDS   the connection is reset
 
@@ -120,7 +120,7 @@ _UPGRADE: Final = whole_answer(
     InvalidRequest("Upgrade is not supported here; send the request without it (curl --http1.1)"),
 )
 _ENCODING: Final = whole_answer(
-    501, "Not Implemented", InvalidRequest("the only Transfer-Encoding that is taken here is chunked")
+    400, "Bad Request", InvalidRequest("the only Transfer-Encoding that is taken here is chunked")
 )
 _BY_STATUS: Final = {431: _TOO_LARGE, 414: _TOO_LONG, 501: _ENCODING}
 """What h11 says about a request that it refuses; anything else is malformed."""

@@ -157,7 +157,7 @@ def _server(app: Any, config: ServerConfig, tls: ServerTls | None) -> AdmittingS
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=math.ceil(config.shutdown_timeout_seconds) + _LAST_ANSWERS_SECONDS,
         ),
-        max_connections=_room(config.max_connections),
+        max_connections=_room(config),
         tls=None if tls is None else lambda: tls.context,
     )
 
@@ -183,19 +183,21 @@ async def _watched(tls: ServerTls | None) -> AsyncIterator[None]:
             watching.cancel()
 
 
-def _room(max_connections: int) -> int:
+def _room(config: ServerConfig) -> int:
     """Half of the open files are for those who connect to us; the other half is for those whom we call, and for files.
 
     Without this, whoever opens enough connections would keep every message from being delivered.
     """
     import resource
 
+    asked = config.max_connections
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or max_connections <= soft // 2:
-        return max_connections
-    _LOG.warning(
+    if soft == resource.RLIM_INFINITY or asked <= soft // 2:
+        return asked
+    _LOG.log(
+        logging.WARNING if "max_connections" in config.model_fields_set else logging.INFO,
         "max_connections is %d, but with a limit of %d open files (ulimit -n) it can be %d; that is what it is now",
-        max_connections, soft, soft // 2,
+        asked, soft, soft // 2,
     )  # fmt: skip
     return soft // 2
 

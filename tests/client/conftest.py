@@ -40,6 +40,15 @@ SEND_AUTH = Credentials(type="hmac", keys=(Key(id="to-broadcasters", secret=b"b"
 RECEIVE_AUTH = Credentials(type="hmac", keys=(Key(id="to-subscribers", secret=b"s" * 32),), broadcasters=(URL,))
 YEAR_2030 = 1_893_456_000_000_000
 
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """A module that names `LOOP_FACTORIES` has its tests run under each of them."""
+    module = item.getparent(pytest.Module)
+    return getattr(module and module.obj, "LOOP_FACTORIES", {"asyncio": asyncio.new_event_loop})
+
+
 Behaviour = Callable[[httpx.Request], Awaitable[httpx.Response | None] | httpx.Response | None]
 
 

@@ -12,6 +12,9 @@ import pytest
 
 from httppubsubclient import admission
 from tests.client.test_request_heads import LIMIT, Served, everything, head, refusal, serving
+from tests.server.peers import LOOP_FACTORIES
+
+__all__ = ["LOOP_FACTORIES"]
 
 PLACES = 3
 

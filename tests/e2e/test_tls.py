@@ -1,4 +1,4 @@
-"""TLS between real processes, with what --setup --tls makes: both ways, with certificates of both sides, or not at all."""
+"""TLS between real processes, with what --setup --tls makes: certificates both ways, or nobody is let in."""
 
 from __future__ import annotations
 
@@ -148,8 +148,9 @@ async def test_without_an_authority_nobody_needs_a_certificate(site: TlsSite) ->
 async def test_old_versions_of_tls_are_refused(site: TlsSite, broadcaster: Process) -> None:
     context = site.context()
     context.set_ciphers("DEFAULT@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version = ssl.TLSVersion.TLSv1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     async with api(broadcaster, context) as client:
         with pytest.raises((httpx.ConnectError, httpx.ReadError)):

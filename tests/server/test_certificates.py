@@ -69,7 +69,7 @@ def test_it_lasts_397_days_but_no_longer_than_its_authority(authority: Pair) -> 
 
 
 def test_an_authority_that_cannot_sign_is_told(authority: Pair) -> None:
-    with pytest.raises(ConfigurationError, match="ca.pem expired on"):
+    with pytest.raises(ConfigurationError, match=r"ca.pem expired on"):
         signed(new_authority(NOW - 4000 * DAY), "x", ["x"])
     with pytest.raises(ConfigurationError, match="is not the key of"):
         signed(Pair(authority.certificate, new_authority().key), "x", ["x"])
@@ -130,13 +130,13 @@ FILE = "subscriber-secrets.json"
 
 def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     (tmp_path / "ca-key.pem").write_text("mine")
-    with pytest.raises(ConfigurationError, match="not overwritten: .*ca-key.pem"):
+    with pytest.raises(ConfigurationError, match=r"not overwritten: .*ca-key.pem"):
         set_up(tmp_path, tls=True)
     assert [path.name for path in tmp_path.iterdir()] == ["ca-key.pem"]
 
 
 def test_a_broadcaster_of_http_has_no_certificate(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="--broadcaster-url http://one.example:3003 should begin with it"):
+    with pytest.raises(ConfigurationError, match=r"--broadcaster-url http://one.example:3003 should begin with it"):
         set_up(tmp_path, tls=True, broadcaster_urls=["http://one.example:3003"])
     assert list(tmp_path.iterdir()) == []
 
@@ -152,7 +152,7 @@ def test_renewing_needs_what_setup_made_and_changes_neither_authority_nor_secret
     authority = Pair(after["ca.pem"], after["ca-key.pem"])
     check(authority, Pair(after["broadcaster.pem"], b""), "one.example")
     (site / "ca-key.pem").unlink()
-    with pytest.raises(ConfigurationError, match="there is no .*ca-key.pem to renew with"):
+    with pytest.raises(ConfigurationError, match=r"there is no .*ca-key.pem to renew with"):
         renew_certificates(site)
 
 

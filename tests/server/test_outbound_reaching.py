@@ -146,6 +146,14 @@ async def test_a_certificate_that_does_not_convince(fault: str, network: Network
     failed(await client.post(peer.callback()), "tls_error", again=False)
 
 
+async def test_a_certificate_for_the_address_is_none_for_the_name(network: Network) -> None:
+    """Neither by SAN, nor by a common name that says it."""
+    peer = await network.peer(accept, tls=network.authority.server("127.0.0.1"))
+    client = await network.client()
+    failed(await client.post(peer.callback(host="localhost")), "tls_error", again=False)
+    assert await client.post(peer.callback()) == Answer(200, None)
+
+
 async def refused_by(context: ssl.SSLContext, client: Client) -> Outcome:
     """The outcome of a POST to a server that ends the handshake with an alert, which asyncio's own never sends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -52,7 +52,7 @@ class Taken:
             now = time.time()
             # Another attempt of it may have been signed up to the tolerance ahead of our clock.
             until = now + 2 * self._tolerance_seconds + 1
-            self._window.first_time(_key(name, pattern, message_id), created=int(head.timestamp), until=until, now=now)
+            self._window.remember(_key(name, pattern, message_id), created=int(head.timestamp), until=until, now=now)
 
 
 def _key(name: str | None, pattern: Pattern, message_id: str) -> str:

@@ -10,8 +10,9 @@
 | `whsec_`, `whsk_`  | v1, v1a with this key, which survives a restart; it is for one pattern and no other       |
 
 The key is made here and given to the broadcaster, never asked of it: so a call whose outcome is unknown can be
-repeated, and does the same. For a subscription with a secret of its own nothing else counts, neither the signature nor
-the token that all share; what verifies is chosen by the subscription, never by the request.
+repeated, and does the same; so does subscribing again after it failed or was left. For a subscription with a secret of
+its own nothing else counts, neither the signature nor the token that all share; what verifies is chosen by the
+subscription, never by the request.
 
 A key is changed by `Subscription.rotate_secret`. The new one and the old one verify from before the broadcaster is told
 until the grace period is over, counted from its confirmation.
@@ -19,6 +20,7 @@ until the grace period is over, counted from its confirmation.
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
 from collections.abc import Callable, Collection, Container, Iterable
@@ -106,8 +108,9 @@ class _Older(NamedTuple):
 class Keyring:
     """The keys of one pattern: the one that the broadcaster is told, and those before it until their grace is over."""
 
-    def __init__(self, secret: str) -> None:
-        self.key = _made(secret)
+    def __init__(self, secret: str, raw: bytes | None = None) -> None:
+        """`raw`: the 32 random bytes of a key that is generated."""
+        self.key = _made(secret, raw)
         self._grace_seconds = _SUCCESSION_GRACE_SECONDS if secret in _GENERATED else None
         self._allow_downgrade = False
         self._older: list[_Older] = []
@@ -196,10 +199,10 @@ class Terms:
 
     __slots__ = ("asked", "format", "keyring")
 
-    def __init__(self, asked: WebhookOptions) -> None:
+    def __init__(self, asked: WebhookOptions, raw: bytes | None = None) -> None:
         self.asked = asked
         self.format: DeliveryFormat = asked.format
-        self.keyring = None if asked.secret is None else Keyring(asked.secret)
+        self.keyring = None if asked.secret is None else Keyring(asked.secret, raw)
 
     def fields(self) -> dict[str, Any]:
         """The members of a request that subscribes; none for what is plain."""
@@ -251,6 +254,7 @@ class Agreements:
         self._terms: dict[Pattern, Terms] = {}
         self._confirmed: dict[Pattern, tuple[DeliveryFormat, Secret | None]] = {}
         self._given: dict[Secret, object] = {} if given is None else given
+        self._root = os.urandom(32)
 
     def of(self, pattern: Pattern) -> Terms:
         """The terms of a pattern."""
@@ -268,7 +272,7 @@ class Agreements:
                 self._give(key, pattern)
         for pattern in patterns:
             if pattern not in wanted and asked != NO_OPTIONS:
-                self._terms[pattern] = Terms(asked)
+                self._terms[pattern] = Terms(asked, self._generated(asked, pattern))
 
     def rotate(self, pattern: Pattern, wanted: Rotation) -> Callable[[], None]:
         """Other keys from now on; what is returned takes that back. Raises `InvalidRequest` where there are none, or
@@ -278,6 +282,8 @@ class Agreements:
             raise InvalidRequest(f"{pattern} has no secret of its own that could be changed: subscribe with secret=")
         if wanted.secret not in _GENERATED:
             self._give(_made(wanted.secret), pattern)
+        # What is generated from now on is not what was, in case that has come to be known.
+        self._root = os.urandom(32)
         asked, undo = terms.asked, terms.keyring.rotate(wanted)
         terms.asked = WebhookOptions(terms.format, wanted.secret)
 
@@ -313,17 +319,21 @@ class Agreements:
         """Whether what stands was confirmed, if anything was."""
         return self._confirmed.get(pattern, _PLAIN_STAND) == self.of(pattern).stand()
 
+    def _generated(self, asked: WebhookOptions, pattern: Pattern) -> bytes:
+        """The bytes of a key that is generated: another one for each pattern, and the same each time."""
+        return hmac.digest(self._root, f"{asked.secret}\0{pattern}".encode(), "sha256")
+
     def _give(self, key: Secret, pattern: Pattern) -> None:
         if self._given.setdefault(key, (self, pattern)) != (self, pattern):
             raise InvalidRequest("this secret is that of another subscription: each has its own")
 
 
-def _made(secret: object) -> Secret:
+def _made(secret: object, raw: bytes | None = None) -> Secret:
     """The key that a text stands for, or a new one. Raises `InvalidRequest`, which never shows the text."""
     if secret == "generate":  # noqa: S105 - a word, no secret
-        return SharedSecret(os.urandom(32))
+        return SharedSecret(raw or os.urandom(32))
     if secret == "generate-v1a":  # noqa: S105 - a word, no secret
-        return PrivateKey(os.urandom(32))
+        return PrivateKey(raw or os.urandom(32))
     if not isinstance(secret, str):
         raise InvalidRequest(f"a secret is text, not {type(secret).__name__}")
     try:

@@ -41,11 +41,17 @@ class ReplayWindow:
         return len(self._seen)
 
     def seen(self, key: str, *, created: int, now: float) -> bool | None:
-        """Whether `key` is remembered; None when it is not, but might have been forgotten. Changes nothing else."""
+        """Whether `key` is remembered; None when it is not, but might have been forgotten."""
         self._forget_what_is_over(now)
         if key in self._seen:
             return True
         return None if self._forgotten is not None and created <= self._forgotten else False
+
+    def remember(self, key: str, *, created: int, until: float, now: float) -> None:
+        """Remember `key`, of which `seen` has said False a while ago; or, where there is no room for what is so old,
+        count it among what was forgotten."""
+        if not self.first_time(key, created=created, until=until, now=now) and key not in self._seen:
+            self._forgotten = created if self._forgotten is None else max(self._forgotten, created)
 
     def first_time(self, key: str, *, created: int, until: float, now: float) -> bool:
         """True when `key` is new, and remember it; False when it was seen before, or when that is not certain any more.

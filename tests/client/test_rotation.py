@@ -101,6 +101,27 @@ async def test_a_subscription_that_was_left_and_could_not_be_removed_gets_its_ne
             assert (await anext(subscription)).content == b"hello"
 
 
+@pytest.mark.parametrize("durable", [None, "worker-1"])
+async def test_subscribing_again_in_one_process_makes_no_new_secret_until_one_is_rotated(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster, durable: str | None
+) -> None:
+    def told() -> str:
+        fields = json.loads(next(one for one in reversed(broadcaster.requests) if b"secret" in one.content).content)
+        secret: str = fields.get("subscriptions", [fields])[0]["secret"]
+        return secret
+
+    secrets = []
+    for _ in range(3):
+        async with client.subscribe_exact(b"foo/bar", secret="generate", durable=durable):
+            secrets.append(told())
+    async with client.subscribe_exact(b"foo/bar", secret="generate", durable=durable) as subscription:
+        await subscription.rotate_secret()
+        secrets.append(told())
+    async with client.subscribe_exact(b"foo/bar", secret="generate", durable=durable):
+        secrets.append(told())
+    assert [secrets.index(secret) for secret in secrets] == [0, 0, 0, 3, 4]
+
+
 @pytest.mark.parametrize("others", [0, 2])
 async def test_the_secret_of_an_earlier_life_is_given_up(
     client: HttpPubSubClient, broadcaster: FakeBroadcaster, wire: Wire, others: int

@@ -294,6 +294,23 @@ async def test_58_what_may_be_a_copy_of_what_was_forgotten_is_refused(broadcaste
         assert (await wire.post(good(broadcaster, message_id="msg_9"), b"hello")).status_code == 200
 
 
+async def test_58_no_order_of_timestamps_lets_a_copy_in(broadcaster: FakeBroadcaster) -> None:
+    settings = config(remembered_message_ids=1, max_remembered_nonces=2)
+    client = HttpPubSubClient(settings)
+    async with client, client.subscribe_exact(b"foo/bar", secret="generate") as subscription:
+        wire = Wire(client, broadcaster)
+        taken = []
+        for number, age_seconds in enumerate((0, -9, 5, -5, 9, -9, 0, 5, -5, 3, 30, -30)):
+            headers = good(broadcaster, message_id=f"msg_{number}", age_seconds=age_seconds)
+            if (await wire.post(headers, b"hello")).status_code == 200:
+                assert (await anext(subscription)).message_id == f"msg_{number}"
+                taken.append(headers)
+            for copy in taken:
+                assert (await wire.post(copy, b"hello")).status_code in (200, 401)
+            assert await nothing_in(subscription)
+        assert len(taken) > 2
+
+
 @pytest.mark.parametrize("options", [{"secret": OTHER}, {}, {"secret": OTHER, "durable": "worker-1"}])
 async def test_58_a_copy_that_comes_after_a_restart_is_taken_once(
     broadcaster: FakeBroadcaster, tmp_path: Path, options: Any

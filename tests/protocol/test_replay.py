@@ -84,3 +84,38 @@ def test_nothing_ever_passes_twice(entries: int, offers: list[tuple[int, int, in
             assert now < created + TOLERANCE
             passed.add(key)
         assert len(window) <= entries
+
+
+def test_what_is_remembered_later_is_known_from_then_on() -> None:
+    window = ReplayWindow(2)
+    assert window.seen("a", created=5, now=5) is False
+    window.remember("a", created=5, until=100, now=6)
+    assert window.seen("a", created=5, now=6) is True
+    assert window.seen("a", created=9, now=6) is True
+    window.remember("a", created=9, until=100, now=6)  # twice at the same time: nothing is forgotten for that
+    assert window.seen("b", created=3, now=6) is False
+    window.remember("b", created=8, until=100, now=6)
+    # There is no room for what is older than all of them: from now on that may have been seen.
+    window.remember("c", created=3, until=100, now=6)
+    assert window.seen("c", created=3, now=6) is None
+    assert window.seen("d", created=4, now=6) is False
+
+
+@given(
+    st.integers(1, 4),
+    st.lists(
+        st.tuples(st.sampled_from("abcdefgh"), st.integers(-TOLERANCE, TOLERANCE), st.integers(0, 5)), max_size=60
+    ),
+)
+def test_nothing_is_taken_twice_with_the_same_timestamp(max_entries: int, steps: list[tuple[str, int, int]]) -> None:
+    """As the client uses it: seen, then remembered once it was taken."""
+    window, now, taken = ReplayWindow(max_entries), 1000, set()
+    for key, ahead, passed in steps:
+        now += passed
+        created = now + ahead
+        for one in {(key, created), *taken}:
+            if abs(now - one[1]) > TOLERANCE or window.seen(one[0], created=one[1], now=now) is not False:
+                continue
+            assert one not in taken
+            window.remember(one[0], created=one[1], until=now + 2 * TOLERANCE + 1, now=now)
+            taken.add(one)

@@ -81,7 +81,7 @@ def check_webhook_options(form: object, secret: object) -> WebhookOptions:
     """The options as they were given. Raises `InvalidRequest`, which never shows a secret."""
     known = next((one for one in _FORMATS if one == form), None)
     if known is None:
-        raise InvalidRequest(f"format is one of {', '.join(map(repr, _FORMATS))}; got {form!r:.60}")
+        raise InvalidRequest(f"format is one of {', '.join(map(repr, _FORMATS))}")
     if secret is not None:
         _made(secret)
     return WebhookOptions(known, secret if isinstance(secret, str) else None)

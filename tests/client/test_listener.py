@@ -112,3 +112,40 @@ async def test_a_large_body_arrives_over_a_real_connection(network: FakeBroadcas
         message = await subscription.messages().__anext__()
         assert await message.read() == body
         assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_sender_that_waits_to_be_asked_for_its_body_is_asked_only_once_its_head_is_good(
+    network: FakeBroadcaster,
+) -> None:
+    client = HttpPubSubClient(listening_config())
+    async with client, client.subscribe_exact(b"foo/bar", secret="generate") as subscription:
+        good = network.webhook(network.id_of(EXACT), b"foo/bar", b"hello")
+        port = int(client.callback_url.split(":")[2].partition("/")[0])
+
+        async def begun(headers: dict[str, str]) -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            lines = [f"{name}: {value}" for name, value in headers.items()]
+            head = ["POST /v1/receive HTTP/1.1", "Host: a", "Content-Length: 5", "Expect: 100-continue", *lines]
+            writer.write("\r\n".join([*head, "", ""]).encode())
+            return await reader.readuntil(b"\r\n"), reader, writer
+
+        for changes, status in [
+            ({"webhook-signature": "v1,x"}, b"401"),
+            ({"webhook-timestamp": "1000000000"}, b"401"),
+            ({"webhook-id": ""}, b"400"),
+            ({"pubsub-subscription": "sub_9"}, b"410"),
+            ({"pubsub-topic": "other"}, b"401"),
+            ({"content-encoding": "gzip"}, b"415"),
+        ]:
+            line, _, writer = await begun({**good, **changes})
+            assert line.startswith(b"HTTP/1.1 " + status)
+            writer.close()
+            await writer.wait_closed()
+        line, reader, writer = await begun(good)
+        assert line.startswith(b"HTTP/1.1 100")
+        writer.write(b"hello")
+        await reader.readuntil(b"\r\n")
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+        await writer.wait_closed()
+        assert (await anext(subscription)).content == b"hello"

@@ -43,10 +43,11 @@ async def test_43_a_secret_that_is_none_is_refused_without_being_shown(
     assert not broadcaster.calls
 
 
-@pytest.mark.parametrize("form", ["", "RAW", "cloudevents", "cloudevents-batched", None, 5, ["raw"]])
+@pytest.mark.parametrize("form", ["", "RAW", "cloudevents", "cloudevents-batched", None, 5, ["raw"], FIRST])
 async def test_a_format_that_is_none_is_refused(client: HttpPubSubClient, form: Any) -> None:
-    with pytest.raises(InvalidRequest, match="format is one of"):
+    with pytest.raises(InvalidRequest, match="format is one of") as caught:
         client.subscribe_exact(b"foo/bar", format=form)
+    assert FIRST[:12] not in str(caught.value)
 
 
 async def test_59_no_two_subscriptions_of_a_client_share_a_secret(client: HttpPubSubClient) -> None:

@@ -69,7 +69,8 @@ async def test_59_no_two_subscriptions_of_a_client_share_a_secret(client: HttpPu
 
 async def test_one_pattern_has_one_secret_and_one_format(client: HttpPubSubClient) -> None:
     async with client.subscribe_exact(b"a", secret="generate"), client.subscribe_exact(b"a", secret="generate"):
-        for options in ({}, {"secret": FIRST}, {"secret": "generate", "format": "cloudevents-binary"}):
+        others: list[Any] = [{}, {"secret": FIRST}, {"secret": "generate", "format": "cloudevents-binary"}]
+        for options in others:
             with pytest.raises(InvalidRequest, match="entered with another"):
                 await client.subscribe_exact(b"a", **options).__aenter__()
 

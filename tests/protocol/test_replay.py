@@ -109,7 +109,8 @@ def test_what_is_remembered_later_is_known_from_then_on() -> None:
 )
 def test_nothing_is_taken_twice_with_the_same_timestamp(max_entries: int, steps: list[tuple[str, int, int]]) -> None:
     """As the client uses it: seen, then remembered once it was taken."""
-    window, now, taken = ReplayWindow(max_entries), 1000, set()
+    window, now = ReplayWindow(max_entries), 1000
+    taken: set[tuple[str, int]] = set()
     for key, ahead, passed in steps:
         now += passed
         created = now + ahead

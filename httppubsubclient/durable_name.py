@@ -189,7 +189,7 @@ class DurableName:
 
     # -- deliveries (receiver) ---------------------------------------------------------------------------------------
 
-    async def members(self, subscription_id: str) -> tuple[Pattern, list[DurableInbox]]:
+    async def members(self, subscription_id: str, *, proven: bool = True) -> tuple[Pattern, list[DurableInbox]]:
         """Who gets the deliveries of a subscription. Raises `NotEntered` when nobody has entered it, but others of this
         name; `Unavailable` when nothing of the name is entered, or that is not certain yet."""
         end = asyncio.get_running_loop().time() + UNDECIDED_SECONDS

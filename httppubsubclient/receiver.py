@@ -219,7 +219,7 @@ class Receiver:
             raise TooLarge(f"a message that is verified as a whole has at most {self._webhook_bytes} bytes")
         size = length if length is not None else min(self._webhook_bytes, self._limits.spool_bytes)
         with _room_in(self._unproven, size):
-            pattern, members = await _members(registry, delivery)
+            pattern, members = await _members(registry, delivery, proven=False)
             terms = registry.terms(pattern)
             terms.own_keys()  # or it is no proof
             check_topic_of(delivery, pattern)
@@ -367,10 +367,12 @@ class Receiver:
                 raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
 
 
-async def _members(registry: Registrations | DurableName, delivery: Delivery) -> tuple[Pattern, Sequence[Member]]:
+async def _members(
+    registry: Registrations | DurableName, delivery: Delivery, *, proven: bool = True
+) -> tuple[Pattern, Sequence[Member]]:
     """Who gets a delivery; a durable one is never answered 410."""
     try:
-        return await registry.members(delivery.subscription_id)
+        return await registry.members(delivery.subscription_id, proven=proven)
     except Gone:
         if delivery.sequence is None:
             raise

@@ -172,9 +172,9 @@ class Registrations:
         """How the deliveries of a pattern come, and what proves them."""
         return self._agreements.of(pattern)
 
-    async def members(self, subscription_id: str) -> tuple[Pattern, list[Member]]:
+    async def members(self, subscription_id: str, *, proven: bool = True) -> tuple[Pattern, list[Member]]:
         """Who gets the deliveries of a subscription. Raises `Gone` when it certainly is none of ours, `Unavailable`
-        when that is not known (yet)."""
+        when that is not known (yet). Only who is `proven` to be a broadcaster makes us reconcile what we have."""
         end = asyncio.get_running_loop().time() + self._undecided_seconds
         while True:
             pattern = self._patterns_by_id.get(subscription_id)
@@ -190,7 +190,8 @@ class Registrations:
                         "whether this subscription is ours is being settled", retry_after_seconds=1
                     ) from None
             elif not self._certain or pattern is not None:
-                self._ask_for_repair()
+                if proven:
+                    self._ask_for_repair()
                 raise Unavailable("what is subscribed here is being reconciled", retry_after_seconds=1)
             else:
                 raise Gone(f"there is no subscription {subscription_id} here")
@@ -294,7 +295,9 @@ class Registrations:
     async def _put(self, patterns: list[Pattern], deadline: float) -> None:
         query = f"url={quote(self.url, safe='')}"
         kept, answer = await self._put_once(patterns, query, deadline)
-        foreign = {one.pattern for one in kept if self.terms(one.pattern).is_foreign(one)}
+        foreign = {
+            one.pattern for one in kept if one.pattern in self._wanted and self.terms(one.pattern).is_foreign(one)
+        }
         if foreign:
             # An earlier life had secrets there, which nobody knows any more: those begin anew.
             await self._put_once([pattern for pattern in patterns if pattern not in foreign], query, deadline)
@@ -307,7 +310,8 @@ class Registrations:
         self._etag = answer.headers.get("etag")
         self._agreements.keep_only(ids)
         for subscription in kept:
-            self._agreements.confirm(subscription)
+            if subscription.pattern in self._wanted:  # others were left meanwhile, and are removed next
+                self._agreements.confirm(subscription)
         self._certain = True
         self._renew_at = None
         self._note_leases(kept)
@@ -356,12 +360,13 @@ class Registrations:
         fields = {"url": self.url, "delivery": "best_effort", **self._fields(pattern)}
         answer = await self._call("POST", PATH, deadline, fields=fields)
         kept = parse_subscription(answer, answer.fields())
-        if self.terms(pattern).is_foreign(kept):
+        if pattern in self._wanted and self.terms(pattern).is_foreign(kept):
             with contextlib.suppress(NotFound):
                 await self._call("DELETE", f"{PATH}/{kept.id}", deadline)
             answer = await self._call("POST", PATH, deadline, fields=fields)
             kept = parse_subscription(answer, answer.fields())
-        self._agreements.confirm(kept)
+        if pattern in self._wanted:
+            self._agreements.confirm(kept)
         self._confirmed[pattern] = kept.id
         self._patterns_by_id[kept.id] = pattern
         self._etag = answer.headers.get("etag")

@@ -145,7 +145,10 @@ class Subscription:
         """
         wanted = rotation(secret, grace_seconds, allow_downgrade)
         async with self._changing:
-            await self._entered().rotate(list(self._patterns), wanted)
+            registry = self._entered()
+            if wanted.is_given and len(self._patterns) > 1:
+                raise InvalidRequest("a given secret is for one pattern: 'generate' makes one for each")
+            await registry.rotate(list(self._patterns), wanted)
 
     async def _subscribe(self, pattern: Pattern) -> None:
         async with self._changing:

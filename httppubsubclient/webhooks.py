@@ -73,6 +73,11 @@ class Rotation(NamedTuple):
     grace_seconds: int
     allow_downgrade: bool
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it is one key, instead of one for each pattern."""
+        return self.secret not in _GENERATED
+
     def __repr__(self) -> str:
         return f"<Rotation with {self.grace_seconds} s of grace>"
 
@@ -280,7 +285,7 @@ class Agreements:
         terms = self._terms.get(pattern)
         if terms is None or terms.keyring is None:
             raise InvalidRequest(f"{pattern} has no secret of its own that could be changed: subscribe with secret=")
-        if wanted.secret not in _GENERATED:
+        if wanted.is_given:
             self._give(_made(wanted.secret), pattern)
         # What is generated from now on is not what was, in case that has come to be known.
         self._root = os.urandom(32)

@@ -302,6 +302,37 @@ async def test_a_rotation_that_makes_no_sense_is_refused(secret: Any, grace_seco
         rotation(secret, grace_seconds, allow_downgrade)
 
 
+async def test_a_given_secret_does_not_take_the_place_of_several(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster
+) -> None:
+    async with client.subscribe(exact=[b"a", b"b"], secret="generate") as subscription:
+        with pytest.raises(InvalidRequest, match="for one pattern"):
+            await subscription.rotate_secret(FIRST)
+        await subscription.rotate_secret()
+        assert [len(secrets) for secrets in broadcaster.secrets.values()] == [2, 2]
+
+
+async def test_a_subscription_that_is_left_while_its_secret_changes_is_left(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster
+) -> None:
+    form: Any = "cloudevents-binary"
+    async with client.subscribe_exact(b"other"):
+        subscription = client.subscribe_exact(b"foo/bar", secret="generate", format=form)
+        await subscription.__aenter__()
+        leaving: list[asyncio.Task[None]] = []
+
+        async def left_meanwhile(request: httpx.Request) -> httpx.Response:
+            leaving.append(asyncio.create_task(subscription.leave()))
+            await asyncio.sleep(0)
+            return broadcaster.process(request)
+
+        broadcaster.next.append(left_meanwhile)
+        await subscription.rotate_secret()
+        await leaving[0]
+        await until(lambda: broadcaster.patterns() == ["topic='other'"])
+        assert not broadcaster.secrets
+
+
 async def test_what_has_no_secret_cannot_be_rotated(client: HttpPubSubClient) -> None:
     async with client.subscribe_exact(b"foo/bar") as plain:
         with pytest.raises(InvalidRequest, match="no secret of its own"):

@@ -15,7 +15,7 @@ from httppubsubclient.client import HttpPubSubClient, Subscription
 from httppubsubclient.protocol.credentials import Credentials, Key
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.standard_webhooks import SharedSecret
-from tests.client.conftest import RECEIVE_AUTH, FakeBroadcaster, Wire, config, until, webhook_signature
+from tests.client.conftest import CALLBACK, RECEIVE_AUTH, FakeBroadcaster, Wire, config, until, webhook_signature
 from tests.client.test_receiver import Exchange, nothing_in, part
 
 EXACT = Pattern.exact(b"foo/bar")
@@ -481,6 +481,61 @@ async def test_63_a_stalled_consumer_bounds_what_waits_and_nothing_is_acknowledg
             assert answer.status_code == 200 or int(answer.headers["retry-after"]) > 0
         assert statuses == [200] * 10 + [503] * 490
         assert [(await anext(subscription)).message_id for _ in range(10)] == [f"msg_{number}" for number in range(10)]
+
+
+# What strangers can bring about.
+
+
+async def test_no_stranger_makes_a_client_reconcile_what_it_has(broadcaster: FakeBroadcaster) -> None:
+    """A client that has just begun takes what is subscribed under its URL for an earlier life's: only a delivery that
+    is proven may make it replace that."""
+    broadcaster.keep(CALLBACK, {"topic": "of-the-process-before", "lease_seconds": 600})
+    async with HttpPubSubClient(config()) as client:
+        wire = Wire(client, broadcaster)
+        headers = broadcaster.webhook("sub_1", b"foo/bar", b"hello", secrets=[OTHER])
+        for _ in range(3):
+            assert (await wire.post(headers, b"hello")).status_code == 503
+            await asyncio.sleep(0)
+        assert not broadcaster.calls
+        assert (await wire.deliver("sub_1")).status_code == 503
+        await until(lambda: "PUT /v1/subscriptions" in broadcaster.calls)
+
+
+async def test_webhooks_of_random_bytes_are_refused_and_never_fail(
+    v1: Subscription, client: HttpPubSubClient, broadcaster: FakeBroadcaster
+) -> None:
+    headers = good(broadcaster)
+    for name in headers:
+        for junk in (
+            b"\x00\xff",
+            b"",
+            b"=",
+            b"a" * 10_000,
+            b"(((",
+            "é".encode(),
+            b'"',
+            b"-1",
+            b"9" * 30,
+            b"v1,",
+            b"\t",
+        ):
+            exchange = Exchange(client, headers, part(b"hello"))
+            exchange._headers = [(n, junk if n == name.encode() else v) for n, v in exchange._headers]
+            status = await exchange.run()
+            if name in ("content-type", "traceparent", "pubsub-attempt", "pubsub-hops"):
+                assert status in (200, 400), (name, junk)  # not signed
+            else:
+                assert status in (400, 401, 410, 422), (name, junk)
+    assert len(await buffered(v1)) <= 1
+
+
+async def buffered(subscription: Subscription) -> list[str]:
+    found = []
+    async for message in subscription.with_timeout(0.001):
+        if message is None:
+            break
+        found.append(message.message_id)
+    return found
 
 
 # A subscription of which the answer has not come yet, and of those that are no more.

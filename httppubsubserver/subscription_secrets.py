@@ -24,6 +24,7 @@ In the database lies, for each subscription:
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 from collections import OrderedDict
@@ -59,6 +60,7 @@ MAX_SECRET_LENGTH: Final = 128
 """Characters; the longest key has 94."""
 
 _KEY_BYTES: Final = 32
+_SHARED: Final = "whsec_"
 _CONTEXT: Final = b"secrets of subscription "
 _KINDS: Final[dict[Literal["v1", "v1a"], bytes]] = {"v1": b"\x01", "v1a": b"\x02"}
 _MAX_OPENED: Final = 4096
@@ -73,9 +75,9 @@ SigningKey: TypeAlias = SharedSecret | PrivateKey
 
 
 class _Kept(NamedTuple):
-    """One key as it is kept."""
+    """One key as it is kept. Nothing is computed with it within a transaction."""
 
-    key: SigningKey
+    text: str
     ends_at: int | None
     """Microseconds since 1970; None: it is the newest."""
 
@@ -85,7 +87,8 @@ class Change:
     """The secret that a subscribe brings: a `SecretsChange` of the store."""
 
     _vault: Vault = field(repr=False)
-    _key: SigningKey = field(repr=False)
+    _text: str = field(repr=False)
+    """The key, which is one."""
     _now: int
     _grace_seconds: int
     _allow_downgrade: bool
@@ -95,8 +98,8 @@ class Change:
     def __call__(self, subscription_id: str, present: bytes | None) -> Sealed:
         """The secrets with this one as the newest. Raises `InvalidSecret`, `QuotaExceeded`."""
         if present is None:
-            return _sealed(self._vault, subscription_id, [_Kept(self._key, None)], None)
-        if present[:1] == _KINDS["v1a"] and isinstance(self._key, SharedSecret) and not self._allow_downgrade:
+            return _sealed(self._vault, subscription_id, [_Kept(self._text, None)], None)
+        if present[:1] == _KINDS["v1a"] and self._text.startswith(_SHARED) and not self._allow_downgrade:
             raise InvalidSecret(
                 "the deliveries of this subscription are signed with v1a, which only this broadcaster can make, and "
                 'would be with v1: say "allow_downgrade": true when that is meant'
@@ -108,11 +111,11 @@ class Change:
         return _sealed(self._vault, subscription_id, self._rotated(kept), present)
 
     def _rotated(self, kept: list[_Kept]) -> list[_Kept]:
-        if kept and kept[0].key == self._key:
+        if kept and kept[0].text == self._text:
             return kept
         end = self._now + self._grace_seconds * 1_000_000
-        ends = [(one.key, end if one.ends_at is None else min(end, one.ends_at)) for one in kept]
-        live = [_Kept(key, ends_at) for key, ends_at in ends if ends_at > self._now and key != self._key]
+        ends = [(one.text, end if one.ends_at is None else min(end, one.ends_at)) for one in kept]
+        live = [_Kept(text, ends_at) for text, ends_at in ends if ends_at > self._now and text != self._text]
         if len(live) >= MAX_LIVE_SECRETS:
             wait_seconds = (min(ends_at for _, ends_at in ends if ends_at > self._now) - self._now) / 1_000_000
             raise QuotaExceeded(
@@ -121,7 +124,7 @@ class Change:
                 "ends them all at once",
                 retry_after_seconds=wait_seconds,
             )
-        return [_Kept(self._key, None), *live]
+        return [_Kept(self._text, None), *live]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +155,7 @@ class SubscriptionSecrets:
         self._vault = vault
         self._now = now
         self._grace_seconds = grace_seconds
-        self._opened: OrderedDict[tuple[str, bytes], tuple[_Kept, ...]] = OrderedDict()
+        self._opened: OrderedDict[tuple[str, bytes], tuple[tuple[SigningKey, int | None], ...]] = OrderedDict()
 
     def change(
         self, secret: str | None, *, grace_seconds: int | None = None, allow_downgrade: bool = False
@@ -169,8 +172,8 @@ class SubscriptionSecrets:
             grace_seconds = self._grace_seconds
         elif not 0 <= grace_seconds <= MAX_GRACE_SECONDS:
             raise InvalidRequest(f"secret_grace_seconds is 0 to {MAX_GRACE_SECONDS}; got {grace_seconds}")
-        key, generated = _wanted(secret)
-        return Change(self._needed_vault(), key, self._now(), grace_seconds, allow_downgrade, generated)
+        text, generated = _wanted(secret)
+        return Change(self._needed_vault(), text, self._now(), grace_seconds, allow_downgrade, generated)
 
     def required(self, otherwise: str) -> Required:
         """For a request that brings no secret where one is needed; `otherwise` is the detail of the refusal."""
@@ -182,14 +185,15 @@ class SubscriptionSecrets:
         if found is None:
             if self._vault is None:
                 raise Unopenable("there is no storage key")
-            found = tuple(_opened(self._vault, subscription_id, sealed))
+            kept = _opened(self._vault, subscription_id, sealed)
+            found = tuple((_signing_key(one.text), one.ends_at) for one in kept)
             self._opened[subscription_id, sealed] = found
             if len(self._opened) > _MAX_OPENED:
                 self._opened.popitem(last=False)
         if len(found) == 1:
-            return (found[0].key,)
+            return (found[0][0],)
         now = self._now()
-        return tuple(one.key for one in found if one.ends_at is None or one.ends_at > now)
+        return tuple(key for key, ends_at in found if ends_at is None or ends_at > now)
 
     def _needed_vault(self) -> Vault:
         if self._vault is None:
@@ -237,13 +241,13 @@ def _is_own(network: str) -> bool:
     return any(block.subnet_of(own) for own in _OWN_IPV4)
 
 
-def _wanted(asked: str) -> tuple[SigningKey, str | None]:
-    """The key, and its text if it was generated and the subscriber needs it."""
+def _wanted(asked: str) -> tuple[str, str | None]:
+    """The key, and once more if it was generated and the subscriber needs it."""
     if asked == "generate":
-        key = SharedSecret(secrets.token_bytes(_KEY_BYTES))
-        return key, key.text()
+        text = SharedSecret(secrets.token_bytes(_KEY_BYTES)).text()
+        return text, text
     if asked == "generate-v1a":
-        return PrivateKey(secrets.token_bytes(_KEY_BYTES)), None
+        return PrivateKey(secrets.token_bytes(_KEY_BYTES)).text(), None
     if len(asked) > MAX_SECRET_LENGTH:
         raise InvalidSecret(f"a secret has at most {MAX_SECRET_LENGTH} characters")
     try:
@@ -253,7 +257,7 @@ def _wanted(asked: str) -> tuple[SigningKey, str | None]:
     if isinstance(given, PublicKey):
         raise InvalidSecret("a whpk_ key signs nothing: a secret is whsec_... or whsk_...")
     _check_random(given)
-    return given, None
+    return asked, None
 
 
 def _check_random(key: SigningKey) -> None:
@@ -264,13 +268,13 @@ def _check_random(key: SigningKey) -> None:
 
 
 def _sealed(vault: Vault, subscription_id: str, kept: Sequence[_Kept], present: bytes | None) -> Sealed:
-    newest = kept[0].key
-    signature: Literal["v1", "v1a"] = "v1a" if isinstance(newest, PrivateKey) else "v1"
-    public_key = newest.public().text() if isinstance(newest, PrivateKey) else None
+    newest = kept[0].text
+    signature: Literal["v1", "v1a"] = "v1" if newest.startswith(_SHARED) else "v1a"
+    public_key = None if signature == "v1" else _public_text(newest)
     kind = _KINDS[signature]
     # What stays the same is not written anew, so that whoever delivers has nothing to look at again.
     if present is None or not _is_current(vault, subscription_id, present, kept):
-        plaintext = json.dumps([[one.key.text(), one.ends_at] for one in kept], separators=(",", ":"))
+        plaintext = json.dumps(kept, separators=(",", ":"))
         present = kind + vault.seal(plaintext.encode("ascii"), context=_context(kind, subscription_id))
     return Sealed(present, signature, public_key)
 
@@ -284,12 +288,18 @@ def _is_current(vault: Vault, subscription_id: str, present: bytes, kept: Sequen
 
 def _opened(vault: Vault, subscription_id: str, sealed: bytes) -> list[_Kept]:
     plaintext = vault.open(sealed[1:], context=_context(sealed[:1], subscription_id))
-    kept = []
-    for text, ends_at in json.loads(plaintext):
-        key = parse_key(text)
-        assert not isinstance(key, PublicKey), "only keys that sign are sealed"
-        kept.append(_Kept(key, ends_at))
-    return kept
+    return list(map(_Kept._make, json.loads(plaintext)))
+
+
+def _signing_key(text: str) -> SigningKey:
+    key = parse_key(text)
+    assert not isinstance(key, PublicKey), "only keys that sign are sealed"
+    return key
+
+
+def _public_text(private: str) -> str:
+    """The `whpk_` key of a `whsk_` key, whose second half it is."""
+    return PublicKey(base64.b64decode(private.partition("_")[2])[32:]).text()
 
 
 def _context(kind: bytes, subscription_id: str) -> bytes:

@@ -153,11 +153,11 @@ class Dispatcher:
     # -- from the lanes to the wire -----------------------------------------------------------------------------
 
     def _begin(self, delivery: Delivery) -> None:
-        if delivery.target.webhook:
-            self._begin_webhook(delivery)
-            return
-        fanout, lane = delivery.fanout, delivery.lane
+        fanout, target, lane = delivery.fanout, delivery.target, delivery.lane
         assert lane is not None
+        if type(target) is WebhookTarget:  # the cheapest question that there is
+            self._begin_webhook(delivery, target)
+            return
         try:
             head = self._head(delivery)
         except PubSubError as error:
@@ -167,7 +167,7 @@ class Dispatcher:
         deadline = self._loop.time() + self._extended(self._config.attempt_timeout_seconds, fanout.body)
         self._lanes.enter(lane)
         fanout.posts[delivery] = self._outbound.post(
-            delivery.target.callback,
+            target.callback,
             head,
             fanout.body,
             deadline=deadline,
@@ -175,10 +175,9 @@ class Dispatcher:
             head_again=delivery.head_again,
         )
 
-    def _begin_webhook(self, delivery: Delivery) -> None:
-        fanout, target, lane = delivery.fanout, delivery.target, delivery.lane
+    def _begin_webhook(self, delivery: Delivery, target: WebhookTarget) -> None:
+        fanout, lane = delivery.fanout, delivery.lane
         assert lane is not None
-        assert isinstance(target, WebhookTarget)
         if fanout.published_at is None:
             fanout.published_at = int(self._clock() * 1_000_000)
         parcel = Parcel(

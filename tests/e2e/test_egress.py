@@ -226,7 +226,8 @@ async def test_a_proxy_that_is_down_costs_no_attempt(tmp_path: Path) -> None:
         bound.bind((INSIDE, 0))
         proxy_port = bound.getsockname()[1]
         names = {"good.example": [[OUTSIDE]], "inside.example": [[INSIDE]]}
-        setting = ("--egress-proxy", f"http://partner:sesame@{INSIDE}:{proxy_port}")
+        proxy = f"http://partner:sesame@{INSIDE}:{proxy_port}"
+        setting = ("--egress-proxy", proxy, "--notify-timeout-seconds", "1")
         api, broadcaster = await stack.enter_async_context(open_site(tmp_path, names, *setting))
         durable = await subscribe(api, f"http://good.example:{port}/", "d", delivery="durable")
         await subscribe(api, f"http://good.example:{port}/", "t")

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -337,6 +338,19 @@ async def test_subscribing_what_is_not_allowed(open_broadcaster: OpenBroadcaster
             wanted = {"subscriptions": [{"glob": "*"}]}
             refused_as(await api.put("/v1/subscriptions", params={"url": url}, json=wanted), code)
         assert (await api.get("/v1/subscriptions")).json()["subscriptions"] == []
+
+
+async def test_where_a_request_comes_in_is_where_nothing_is_called_back(open_broadcaster: OpenBroadcaster) -> None:
+    """`uvicorn main:app --port 40001` says nothing to the settings."""
+    broadcaster = await open_broadcaster()
+    app = FastAPI()
+    app.include_router(broadcaster.router)
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.9:40001") as api:
+        own = {"url": "http://10.0.0.9:40001/anything", "glob": "*"}
+        refused_as(await api.post("/v1/subscriptions", json=own), "callback_refused")
+        other = {"url": "http://10.0.0.9:40002/anything", "glob": "*"}
+        assert (await api.post("/v1/subscriptions", json=other)).status_code == 201
 
 
 async def test_what_is_not_allowed_any_more_is_not_renewed_and_can_be_removed(

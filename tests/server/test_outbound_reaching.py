@@ -11,11 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.delivery import tcp
-from httppubsubserver.delivery.outbound import Answer, open_outbound
+from httppubsubserver.delivery.outbound import Answer, ClientCertificate, open_outbound, tls_context
 from httppubsubserver.delivery.resolving import Resolver
 from tests.server.peers import (
     LARGE,
@@ -178,6 +184,68 @@ async def test_a_server_that_wants_a_certificate_of_ours(network: Network) -> No
     context = network.authority.server()
     context.verify_mode = ssl.CERT_REQUIRED
     failed(await refused_by(context, await network.client()), "tls_error", again=False)
+
+
+async def shown(network: Network, directory: Path, *, separate: bool) -> tuple[ClientCertificate, ssl.SSLContext]:
+    """A certificate of ours, and the context of a server that wants one."""
+    network.authority.server("broadcaster.example")
+    both = (network.authority.file.parent / "server.pem").read_bytes()
+    key, certificate = both.split(b"-----BEGIN CERTIFICATE-----")
+    (directory / "key.pem").write_bytes(key if separate else b"")
+    (directory / "certificate.pem").write_bytes(b"-----BEGIN CERTIFICATE-----" + certificate if separate else both)
+    context = network.authority.server()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(network.authority.file)
+    keyfile = directory / "key.pem" if separate else None
+    return ClientCertificate(directory / "certificate.pem", keyfile), context
+
+
+@pytest.mark.parametrize("separate", [True, False])
+async def test_a_certificate_of_ours_is_shown_to_who_wants_one(
+    separate: bool, network: Network, tmp_path: Path
+) -> None:
+    names: list[object] = []
+
+    async def temper(wire: Wire, number: int) -> None:
+        names.append(wire.writer.get_extra_info("peercert")["subject"])
+        await wire.request()
+        await wire.send(OK)
+
+    certificate, context = await shown(network, tmp_path, separate=separate)
+    peer = await network.peer(temper, tls=context)
+    async with open_outbound(
+        connections_per_origin=1, max_answer_bytes=1, ca_file=network.authority.file, certificate=certificate
+    ) as outbound:
+        assert await Client(outbound).post(peer.callback()) == Answer(200, None)
+    assert names == [((("commonName", "broadcaster.example"),),)]
+
+
+async def test_files_that_are_no_certificate(network: Network, tmp_path: Path) -> None:
+    certificate, _ = await shown(network, tmp_path, separate=True)
+    network.authority.server("another.example")
+    other = network.authority.file.parent / "server.pem"
+    locked = tmp_path / "locked.pem"
+    key = load_pem_private_key((tmp_path / "key.pem").read_bytes(), None)
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"sesame")))
+    (tmp_path / "empty.pem").write_text("")
+    for keyfile, fault in (
+        (tmp_path / "missing.pem", "No such file"),
+        (tmp_path / "empty.pem", "certificate and its private key in PEM"),
+        (other, "the key is that of another certificate"),
+        (locked, "has a password"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"callback_client_certfile.*{keyfile.name}.*{fault}"):
+            tls_context(None, ClientCertificate(certificate.certfile, keyfile))
+
+
+async def test_the_environment_says_nothing_about_whom_to_trust(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(network.authority.file))
+    monkeypatch.setenv("SSL_CERT_DIR", str(network.authority.file.parent))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(network.authority.file))
+    peer = await network.peer(accept, tls=network.authority.server())
+    failed(await (await network.client(trusting=False)).post(peer.callback()), "tls_error", again=False)
 
 
 async def test_tls_1_1_is_refused(network: Network) -> None:

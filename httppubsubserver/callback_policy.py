@@ -85,22 +85,24 @@ class CallbackPolicy:
         self.addresses = CallbackAddresses(config.callback_networks, config.callback_ports)
         self._https_only = config.https_only
         self._hosts = frozenset(map(_host_name, config.callback_hosts))
-        self._own: set[tuple[str, int]] = set()
+        self._own: set[tuple[str, int, str]] = set()
         if config.port:
             self.listens_at(config.host, config.port)
         for url in broadcasters:
             with suppress(InvalidUrl):
                 called = parse_callback_url(url)
-                self.listens_at(called.host, called.port)
+                self.listens_at(called.host, called.port, called.target.partition("?")[0])
 
-    def listens_at(self, host: str, port: int) -> None:
+    def listens_at(self, host: str, port: int, path: str = "/") -> None:
         """This broadcaster is reached there: a callback that leads there would bring each message back to it.
 
-        Told by whoever knows more than the settings: which address a connection came in at.
+        Told by whoever knows more than the settings: which address a connection came in at. Behind a `path` other than
+        `/` others may be reached at the same place.
         """
         parsed = parse_address(host)
         if len(self._own) < MAX_OWN:
-            self._own.add((host.lower().removesuffix(".") if parsed is None else str(parsed), port))
+            own = host.lower().removesuffix(".") if parsed is None else str(parsed)
+            self._own.add((own, port, f"{path.rstrip('/')}/"))
 
     def check(self, callback: CallbackUrl) -> None:
         """Raises `InvalidUrl` or `CallbackRefused`."""
@@ -123,7 +125,11 @@ class CallbackPolicy:
     def _is_own(self, callback: CallbackUrl) -> bool:
         address = parse_address(callback.host)
         host = callback.host if address is None else str(address)
-        return any(port == callback.port and _leads_to(host, own) for own, port in self._own)
+        path = f"{callback.target.partition('?')[0]}/"
+        return any(
+            port == callback.port and path.startswith(behind) and _leads_to(host, own)
+            for own, port, behind in self._own
+        )
 
 
 def _leads_to(host: str, own: str) -> bool:

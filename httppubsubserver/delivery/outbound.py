@@ -177,6 +177,8 @@ def tls_context(ca_file: Path | None, certificate: ClientCertificate | None = No
             raise ConfigurationError(
                 f"callback_ca_file {ca_file}: not readable as PEM certificates ({error})"
             ) from None
+    # Set by SSLKEYLOGFILE.
+    context.keylog_filename = None  # type: ignore[assignment]
     if certificate is not None:
         _load(context, certificate)
     return context

@@ -94,9 +94,9 @@ class Proxy:
         target = (address, port)
         authority = _authority(address, port)
         began: _Began = (target, self._count_opened)
+        self._opening[owner] = began
         try:
             connected = await self._connected(resolve)
-            self._opening[owner] = began
             try:
                 await self._ask(connected, authority, began)
             except BaseException as error:
@@ -104,11 +104,11 @@ class Proxy:
                 if isinstance(error, OSError):
                     raise self._unclear("the egress proxy has closed the connection", began) from None
                 raise
-            finally:
-                del self._opening[owner]
         except ProxyFailed as failure:
             self._log(failure)
             raise
+        finally:
+            del self._opening[owner]
         self._log(None)
         self._count_opened += 1
         self._opened[target] = self._count_opened

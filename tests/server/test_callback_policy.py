@@ -222,16 +222,24 @@ def test_the_broadcaster_does_not_call_itself(listening: str, own: list[str], ot
 
 
 def test_nor_by_the_names_that_its_secrets_have_for_it() -> None:
-    broadcasters = ("https://pubsub.example/prefix", "http://10.0.0.5:3003", "http://[::1]:8000", "not a url")
+    broadcasters = ("https://pubsub.example", "http://10.0.0.5:3003/", "http://[::1]:8000", "not a url")
     for url in (
-        "https://pubsub.example/other",
+        "https://pubsub.example/x",
         "http://10.0.0.5:3003/",
         "http://[::1]:8000/",
-        "http://pubsub.example:443/",
+        "http://PubSub.example:443/",
     ):
         assert "own address" in refusal(url, broadcasters=broadcasters)
     check("http://pubsub.example/", broadcasters=broadcasters)
     check("http://10.0.0.5/", broadcasters=broadcasters)
+
+
+def test_behind_a_prefix_there_may_be_others() -> None:
+    broadcasters = ("https://example.com/pubsub/",)
+    for path in ("/pubsub", "/pubsub/", "/pubsub/v1/notify?topic=t", "/x/../pubsub/v1/notify", "/%70ubsub#f"):
+        assert "own address" in refusal(f"https://example.com{path}", broadcasters=broadcasters)
+    for path in ("/", "/pubsub-of-others", "/app/pubsub/"):
+        check(f"https://example.com{path}", broadcasters=broadcasters)
 
 
 def test_nor_where_a_connection_came_in() -> None:

@@ -239,13 +239,18 @@ async def test_files_that_are_no_certificate(network: Network, tmp_path: Path) -
 
 
 async def test_the_environment_says_nothing_about_whom_to_trust(
-    network: Network, monkeypatch: pytest.MonkeyPatch
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(network.authority.file))
     monkeypatch.setenv("SSL_CERT_DIR", str(network.authority.file.parent))
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(network.authority.file))
-    peer = await network.peer(accept, tls=network.authority.server())
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    context = network.authority.server()
+    context.keylog_filename = None  # type: ignore[assignment]
+    peer = await network.peer(accept, tls=context)
     failed(await (await network.client(trusting=False)).post(peer.callback()), "tls_error", again=False)
+    assert await (await network.client()).post(peer.callback()) == Answer(200, None)
+    assert not (tmp_path / "keys").read_text().count("SECRET")
 
 
 async def test_tls_1_1_is_refused(network: Network) -> None:

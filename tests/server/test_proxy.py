@@ -243,6 +243,12 @@ async def test_a_proxy_that_takes_no_connection(network: Network, monkeypatch: p
         failed(await client.post(parse_callback_url("http://127.0.0.1:8080/")), "proxy_error")
 
 
+async def test_a_proxy_that_takes_no_connection_while_the_attempt_lasts(network: Network) -> None:
+    async with deaf_port() as port:
+        client = await network.client(egress=by_way_of(port))
+        failed(await client.post(parse_callback_url("http://127.0.0.1:8080/"), seconds=0.1), "proxy_error")
+
+
 @pytest.mark.parametrize("status", [100, 101, 302, 400, 403, 404, 407, 429, 500, 502, 503, 504])
 async def test_an_answer_that_opens_no_tunnel(status: int, network: Network) -> None:
     outcome = await outcome_of(network, answering(f"HTTP/1.1 {status} No\r\ncontent-length: 2\r\n\r\nno".encode()))

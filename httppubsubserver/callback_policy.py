@@ -29,8 +29,10 @@ from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_
 from httppubsubclient.protocol.errors import CallbackRefused, ConfigurationError, InvalidUrl
 from httppubsubserver.callback_ports import CallbackPorts
 from httppubsubserver.config import ServerConfig
+from httppubsubserver.delivery.outbound import client_certificate, tls_context
+from httppubsubserver.delivery.proxy import parse_proxy_url
 
-__all__ = ["PRIVATE_ZONES", "CallbackAddresses", "CallbackPolicy"]
+__all__ = ["PRIVATE_ZONES", "CallbackAddresses", "CallbackPolicy", "check_callback_settings"]
 
 PRIVATE_ZONES: Final = (
     "localhost",  # RFC 6761 section 6.3
@@ -71,6 +73,14 @@ class CallbackAddresses:
     def allows_address(self, address: str) -> bool:
         """The same for any port that is allowed."""
         return self._addresses.allows_address(address)
+
+
+def check_callback_settings(config: ServerConfig) -> None:
+    """Raises `ConfigurationError` for whatever is wrong with where and how callbacks are called."""
+    CallbackPolicy(config)
+    if config.egress_proxy is not None:
+        parse_proxy_url(config.egress_proxy)
+    tls_context(config.callback_ca_file, client_certificate(config))
 
 
 class CallbackPolicy:

@@ -30,6 +30,7 @@ from httppubsubclient.admission import AdmittingServer
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.request_heads import bounded_http_protocol
 from httppubsubclient.tls import Identity, ServerTls
+from httppubsubserver.callback_policy import check_callback_settings
 from httppubsubserver.config import ServerConfig, load_secrets
 from httppubsubserver.stores import open_store
 
@@ -281,6 +282,7 @@ async def _check(config: ServerConfig) -> None:
     if config.secrets_file is not None:
         load_secrets(config.secrets_file)
     _tls(config)
+    check_callback_settings(config)
     async with open_store(config.db):
         pass
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.credentials import Credentials, Secrets
 from httppubsubclient.protocol.errors import CallbackRefused, ConfigurationError, InvalidUrl
 from httppubsubserver.broadcaster import Broadcaster
-from httppubsubserver.callback_policy import PRIVATE_ZONES, CallbackAddresses, CallbackPolicy
+from httppubsubserver.callback_policy import PRIVATE_ZONES, CallbackAddresses, CallbackPolicy, check_callback_settings
 from httppubsubserver.callback_ports import OTHER_SERVICES, CallbackPorts
 from httppubsubserver.config import ServerConfig, load_config
 from tests.server.conftest import OpenBroadcaster, api_of
@@ -274,18 +275,26 @@ def test_what_is_known_of_itself_is_bounded() -> None:
 )
 def test_wrong_settings_are_said_at_the_start(settings: dict[str, Any], at_fault: str) -> None:
     secrets = Secrets(Credentials.none(), Credentials.none(), ())
-    with pytest.raises(ConfigurationError, match=at_fault) as wrong:
-        Broadcaster(ServerConfig(**settings), secrets=secrets)
-    assert "sesame" not in wrong.value.detail
+    config = ServerConfig(**settings)
+    for start in (lambda: Broadcaster(config, secrets=secrets), lambda: check_callback_settings(config)):
+        with pytest.raises(ConfigurationError, match=at_fault) as wrong:
+            start()
+        assert "sesame" not in wrong.value.detail
 
 
-async def test_a_key_without_its_certificate_is_said_at_the_start(
-    open_broadcaster: OpenBroadcaster, tmp_path: Any
-) -> None:
-    config = ServerConfig(db=f"sqlite:///{tmp_path}/x.sqlite3", callback_client_keyfile=tmp_path / "key.pem")
-    with pytest.raises(ConfigurationError, match="callback_client_certfile is not"):
-        async with Broadcaster(config, secrets=Secrets(Credentials.none(), Credentials.none(), ())):
-            pass
+async def test_certificates_that_cannot_be_used_are_said_at_the_start(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.pem"
+    for settings, at_fault in (
+        ({"callback_client_keyfile": missing}, "callback_client_certfile is not"),
+        ({"callback_client_certfile": missing}, "callback_client_certfile .*No such file"),
+        ({"callback_ca_file": missing}, "callback_ca_file .*No such file"),
+    ):
+        config = ServerConfig(db=f"sqlite:///{tmp_path}/x.sqlite3", **settings)
+        with pytest.raises(ConfigurationError, match=at_fault):
+            check_callback_settings(config)
+        with pytest.raises(ConfigurationError, match=at_fault):
+            async with Broadcaster(config, secrets=Secrets(Credentials.none(), Credentials.none(), ())):
+                pass
 
 
 def test_lists_come_from_the_environment_with_commas() -> None:

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import re
 
-from tests.hardening import a_urls, c_receivers, d_consent, d_subscriptions, e_publishing, f_receiving, g_state, h_owners
+from tests.hardening import (
+    a_urls,
+    c_receivers,
+    d_consent,
+    d_subscriptions,
+    e_publishing,
+    f_receiving,
+    g_state,
+    h_owners,
+)
 from tests.hardening.a_urls import *  # noqa: F403
 from tests.hardening.c_receivers import *  # noqa: F403
 from tests.hardening.d_consent import *  # noqa: F403

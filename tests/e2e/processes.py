@@ -156,6 +156,9 @@ class Site:
         database = f"sqlite:///{self.directory / 'httppubsub.sqlite3'}"
         port = () if "--port" in options else ("--port", "0")
         secrets = self.directory / "broadcaster-secrets.json"
+        storage_key = self.directory / "storage-key"
+        if storage_key.exists() and "--storage-key-file" not in options:
+            options = ("--storage-key-file", str(storage_key), *options)
         return running("-m", "httppubsubserver", "serve", "--db", database, "--secrets", secrets, *port, *options)
 
     def client(self, url: str, *arguments: str | Path) -> contextlib.AbstractAsyncContextManager[Process]:

@@ -49,9 +49,9 @@ async def test_listen_ends_well_when_its_reader_does(site: Site, broadcaster: Pr
 async def test_the_curl_lines_of_the_readme_work(site: Site, broadcaster: Process) -> None:
     url = await broadcaster.url()
     blocks = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl -H" in block]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for block, expected in zip(blocks, ('"matched":0', '"glob":"foo/*"'), strict=True):
+    for block, expected in zip(blocks, ('"secret":"whsec_', '"matched":0', '"glob":"foo/*"'), strict=True):
         script = f"set -eu\n{block}".replace("http://127.0.0.1:3003", url)
         done = subprocess.run(
             ["sh", "-c", script],

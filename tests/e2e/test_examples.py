@@ -114,6 +114,38 @@ async def test_the_durable_subscriber_of_the_readme_misses_nothing(site: Site, b
             assert await second_life.line() == "b'orders/2' two"
 
 
+async def test_a_partner_agrees_verifies_and_takes(site: Site) -> None:
+    port = free_port()
+    hook = f"http://127.0.0.1:{port}/hook"
+    command = ("-m", "uvicorn", "--app-dir", EXAMPLES, "partner:app", "--port", str(port), "--no-access-log")
+    async with site.serve("--verify-callbacks", "always") as broadcaster:
+        url = await broadcaster.url()
+        point_at(site, url)
+        async with open_client(site, url) as publisher:
+
+            async def subscribe(**fields: str) -> httpx.Response:
+                text = json.dumps({"url": hook, **fields})
+                target = f"{url}/v1/subscriptions"
+                async with site.client(url, "sign", target, "--data", text) as signing:
+                    assert await signing.ended() == 0, signing.output()
+                headers = dict(line.split(": ", 1) for line in signing.lines) | {"Content-Type": "application/json"}
+                async with httpx.AsyncClient() as web:
+                    return await web.post(target, content=text, headers=headers)
+
+            async with running(*command) as first:
+                await started(first)
+                unwanted = await subscribe(glob="invoices/*", secret="generate")
+                assert (unwanted.status_code, unwanted.json()["code"]) == (422, "callback_refused")
+                secret = (await subscribe(glob="orders/*", secret="generate")).json()["secret"]
+            async with running(*command, environment={"WEBHOOK_SECRET": secret}) as partner:
+                await started(partner)
+                result = await publisher.notify(topic=b"orders/1", data=b"hello")
+                assert (result.matched, result.notified) == (1, 1)
+                assert await partner.line() == "orders/1 b'hello'"
+                async with httpx.AsyncClient() as stranger:
+                    assert (await stranger.post(hook, content=b"hello")).status_code == 401
+
+
 async def test_the_mounted_application_forgets_what_is_published(site: Site, broadcaster: Process) -> None:
     url = await broadcaster.url()
     point_at(site, url)

@@ -29,7 +29,7 @@ from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
 from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.delivery.work import Work
 from httppubsubserver.directory import Target
-from httppubsubserver.stores.durable import DurableStore
+from httppubsubserver.stores.durable import Claimed, DurableStore
 
 __all__ = ["LEASE_MARGIN_SECONDS", "Attempts"]
 
@@ -235,6 +235,8 @@ class Attempts:
         """See that the lease lasts and that the body is there, then begin."""
         notification = work.claimed.message.notification
         try:
+            if _is_webhook(work.claimed):
+                self._webhooks.check_size(notification)  # before it is read for nothing
             ours = await self._extend(work)
             if ours and work.body is None:
                 work.body = await self._bodies.open(notification)
@@ -244,6 +246,9 @@ class Attempts:
                 self._post(work)
                 return
             _LOG.info("the lease of a delivery to %s ended before it began", work.claimed.held.subscription_id)
+        except NotMade as failure:
+            self._end(work, failure, ours=True)
+            return
         except (NotFound, TooLarge) as error:
             self._end(work, AttemptFailed(error.code, again=True), ours=True)
             return
@@ -282,7 +287,7 @@ class Attempts:
             return
         try:
             callback = _split(claimed.url)
-            if claimed.format != "raw" or claimed.sealed is not None:
+            if _is_webhook(claimed):
                 work.began_at = int(now * 1_000_000)
                 work.post = self._post_webhook(work, callback, body)
                 return
@@ -362,3 +367,8 @@ class Attempts:
         self._runnable.add(endpoint)
         self._endpoints.forget_idle(endpoint)
         self.pump()
+
+
+def _is_webhook(claimed: Claimed) -> bool:
+    """Whether it needs anything but what all have."""
+    return claimed.format != "raw" or claimed.sealed is not None

@@ -149,9 +149,9 @@ class Webhooks:
                 _LOG.error("the secret of %s cannot be used: %s", parcel.subscription_id, error)
             raise NotMade("sealed") from None
 
-    def check_size(self, parcel: Parcel) -> None:
+    def check_size(self, notification: Notification) -> None:
         """Raises `NotMade`."""
-        if parcel.notification.size > self._max_bytes:
+        if notification.size > self._max_bytes:
             raise NotMade("too_large", for_good=True)
 
     def spawn(self, post: _WebhookPost) -> asyncio.Task[None]:
@@ -251,7 +251,7 @@ class _WebhookPost:
         """Make and send it, or begin to. `done` is not called from within this."""
         parcel, body, webhooks = self._parcel, self._body, self._webhooks
         try:
-            webhooks.check_size(parcel)
+            webhooks.check_size(parcel.notification)
             self._keys = webhooks.keys_of(parcel)
             data = member = b""
             if self._structured or self._keys:

@@ -150,11 +150,18 @@ class Bench:
         )
 
     async def subscribe(
-        self, url: str = URL, *, topic: bytes = TOPIC, ordered: bool = False, schedule: tuple[float, ...] | None = None
+        self,
+        url: str = URL,
+        *,
+        topic: bytes = TOPIC,
+        ordered: bool = False,
+        schedule: tuple[float, ...] | None = None,
+        secret: str | None = None,
     ) -> str:
         """A durable subscription; its id."""
         request = SubscribeRequest(url, Pattern.exact(topic), 864_000, "durable", ordered, schedule)
-        subscription, _ = await self.trouble.inner.subscribe(request, now=self.clock.moment)
+        change = self.secrets.change(secret)
+        subscription, _ = await self.trouble.inner.subscribe(request, now=self.clock.moment, secrets=change)
         return subscription.id
 
     async def targets(self, topic: bytes = TOPIC) -> list[Target]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.credentials import Credentials
 from httppubsubclient.protocol.keys import Key
 from httppubsubclient.protocol.moments import MessageMoments
@@ -166,3 +167,69 @@ def test_whoever_waits_is_told_once() -> None:
     work.end("delivered")
     work.end("returned")
     assert told == ["delivered"]
+
+
+# -- webhooks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 100_000, 600_000])
+async def test_a_webhook_too_large_is_dead_at_once_and_never_read_from_the_store(
+    tmp_path: Path, outbound: ScriptedOutbound, size: int
+) -> None:
+    async with open_bench(tmp_path, outbound, max_webhook_bytes=size - 1) as bench:
+        await bench.executor()
+        await bench.subscribe(secret="generate")
+        plain = await bench.subscribe(OTHER)
+        await bench.publish(bytes(size))
+        await bench.until_states(dead=1, delivered=1)
+        [dead] = [each for each in await bench.owed() if each.state == "dead"]
+        assert (dead.reason, dead.attempts) == ("too_large", 1)
+        assert [post.headers["pubsub-subscription"] for post in outbound.posts] == [plain]
+        bench.check_idle()
+
+
+async def test_a_webhook_that_cannot_be_signed_says_nothing_about_its_endpoint(
+    bench: Bench, outbound: ScriptedOutbound
+) -> None:
+    await bench.subscribe(secret="generate")
+    await bench.subscribe(f"{URL}#plain", topic=b"u")
+    vault, bench.secrets._vault = bench.secrets._vault, None
+    executor = await bench.executor()
+    for _ in range(20):
+        await bench.publish()
+    await bench.until(lambda: bench.trouble.calls["settle"] >= 1)
+    await bench.publish(topic=b"u")
+    await bench.until_states(pending=20, delivered=1)
+    bench.secrets._vault = vault
+    bench.pass_by(10)
+    await bench.until_states(delivered=21)
+    assert executor.running == 0
+    assert all("webhook-signature" in post.headers for post in outbound.posts[1:])
+    bench.check_idle()
+
+
+async def test_a_webhook_whose_body_finds_no_descriptor_loses_no_attempt(
+    bench: Bench, outbound: ScriptedOutbound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "_TROUBLE_PAUSE_SECONDS", 0.01)
+    faults = 3
+    share = Body.share
+
+    def failing(body: Body) -> Body:
+        nonlocal faults
+        if faults and body.size == 70_000:
+            faults -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return share(body)
+
+    await bench.subscribe(secret="generate")
+    await bench.executor()
+    await bench.publish(bytes(10))
+    await bench.until_states(delivered=1)
+    monkeypatch.setattr(Body, "share", failing)
+    notified = await bench.publish(bytes(70_000))
+    await bench.until_states(delivered=2)
+    await notified.finished()
+    assert faults == 0
+    assert outbound.posts[-1].headers["pubsub-attempt"] == "1"
+    bench.check_idle()

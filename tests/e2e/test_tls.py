@@ -120,6 +120,39 @@ async def test_several_workers_serve_it_too(site: TlsSite) -> None:
         assert await broadcaster.stop() == 0
 
 
+async def test_a_callback_whose_certificate_does_not_convince_gets_no_message(tmp_path: Path) -> None:
+    """Hardening, line 34: there is no way down from https, and nothing to switch the verification off."""
+    site = TlsSite((await Site.make(tmp_path / "site", "--tls", "--to-broadcasters-auth", "none")).directory)
+    strange = new_authority(NOW - 400 * DAY)
+    ours = Pair((site.directory / "ca.pem").read_bytes(), (site.directory / "ca-key.pem").read_bytes())
+    shown = {
+        "expired": signed(strange, "x", ["127.0.0.1"], NOW - 399 * DAY),
+        "of another authority": signed(new_authority(), "x", ["127.0.0.1"]),
+        "for another name": signed(ours, "x", ["elsewhere.example"]),
+        "for another address": signed(ours, "x", ["127.0.0.2"]),
+    }
+    received: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append(await reader.read(1000))
+        writer.close()
+
+    async with site.serve(*site.flags()) as broadcaster, api(broadcaster, site.context()) as client:
+        for number, pair in enumerate(shown.values()):
+            site.put("shown", pair)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(site.directory / "shown.pem", site.directory / "shown-key.pem")
+            async with await asyncio.start_server(note, "127.0.0.1", 0, ssl=context) as server:
+                url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+                subscription = {"url": url, "topic": f"t{number}"}
+                assert (await client.post("/v1/subscriptions", json=subscription)).status_code == 201
+                answer = await client.post(f"/v1/notify?topic=t{number}", content=b"secret")
+                assert answer.json()["failed"] == 1
+        assert await broadcaster.stop() == 0
+    assert all(b"secret" not in data for data in received)
+    assert sum("tls_error" in line for line in broadcaster.errors) == len(shown)
+
+
 # -- who is not let in ------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from httppubsubclient.protocol.credentials import Credentials, Secrets
 from tests.hardening.support import CALLBACK, Desk, OpenDesk
 
 
@@ -256,3 +257,82 @@ async def test_11_the_canonical_form_is_what_a_set_is_found_by(open_desk: OpenDe
     assert [one["url"] for one in page["subscriptions"]] == [CALLBACK]
     assert (await desk.replace("http://127.0.0.1:02000/v1/./receive")).status_code == 200
     assert await desk.listed() == []
+
+
+async def test_02_with_https_only_there_is_no_http(open_desk: OpenDesk) -> None:
+    desk = await open_desk(https_only=True)
+    for url in (CALLBACK, "HTTP://127.0.0.1:2000/", "http://127.0.0.1:443/", "http://example.com/"):
+        await assert_refused(desk, url)
+    assert (await desk.made("https://127.0.0.1:2000/"))["url"] == "https://127.0.0.1:2000/"
+
+
+LOCAL_NAMES = [
+    *("localhost", "localhost.", "LOCALHOST", "x.localhost", "printer.local", "db.internal", "a.b.internal."),
+    *("metadata.google.internal", "backend", "redis", "metadata", "ip6-localhost", "broadcasthost", "wpad"),
+    *("host.docker.internal", "kubernetes.default.svc.cluster.local"),
+]
+
+
+async def test_10_a_name_of_the_own_network_has_to_be_allowed_by_name(
+    open_desk: OpenDesk, resolutions: list[str]
+) -> None:
+    networks = ("loopback", "private", "public")
+    desk = await open_desk(callback_networks=networks)
+    details = {await assert_refused(desk, f"http://{host}:2000/", "callback_refused") for host in LOCAL_NAMES}
+    assert len(details) == 1
+    assert resolutions == []
+    allowing = await open_desk(
+        callback_networks=networks, callback_hosts=("localhost", "redis"), verify_callbacks="never"
+    )
+    for host in ("localhost", "LOCALHOST.", "redis"):
+        assert (await allowing.subscribe(f"http://{host}:2000/")).status_code in (200, 201), host
+    for host in ("x.localhost", "redis.local", "redi", "xredis", "localhost.x.internal"):
+        answer = await allowing.subscribe(f"http://{host}:2000/")
+        assert (answer.status_code, answer.json()["code"]) == (422, "callback_refused"), host
+
+
+async def test_12_a_broadcaster_is_not_called_back_by_itself(open_desk: OpenDesk) -> None:
+    called = ("http://broadcaster.example.com", "https://10.1.2.3:8443/pubsub")
+    secrets = Secrets(Credentials.none(), Credentials.none(), called)
+    desk = await open_desk(
+        secrets=secrets, host="0.0.0.0", port=3003, callback_networks=("loopback", "private", "public")
+    )
+    for url in (
+        "http://127.0.0.1:3003/v1/notify?topic=t",
+        "http://127.9.9.9:3003/",
+        "http://0.0.0.0:3003/",
+        "http://[::1]:3003/",
+        "http://[::ffff:127.0.0.1]:3003/",
+        "http://BROADCASTER.example.com./hook",
+        "https://10.1.2.3:8443/other",
+        "https://[::ffff:10.1.2.3]:8443/",
+    ):
+        await assert_refused(desk, url, "callback_refused")
+    assert (await desk.made(CALLBACK))["url"] == CALLBACK
+
+
+async def test_12_a_message_that_goes_round_ends(open_desk: OpenDesk) -> None:
+    desk = await open_desk(max_hops=3)
+    for hops in ("0", "1", "2"):
+        assert (await desk.api.post("/v1/notify?topic=t", headers={"pubsub-hops": hops})).status_code == 200
+    for hops in ("3", "4", "255"):
+        answer = await desk.api.post("/v1/notify?topic=t", headers={"pubsub-hops": hops})
+        assert (answer.status_code, answer.json()["code"]) == (508, "too_many_hops"), hops
+    for hops in ("-1", "x", "1.5", "", "9" * 50, "1, 2", "\u0661"):
+        answer = await desk.api.post("/v1/notify?topic=t", headers={b"pubsub-hops": hops.encode()})
+        assert answer.status_code in (400, 508), hops
+
+
+OTHER_SERVICES = [1, 21, 22, 23, 25, 110, 143, 389, 445, 465, 587, 993, 1433, 2375, 3306, 3389, 5432, 5672, 6379]
+OTHER_SERVICES += [8500, 9200, 9300, 11211, 27017]
+
+
+async def test_13_ports_of_other_services_are_refused(open_desk: OpenDesk) -> None:
+    desk = await open_desk(callback_networks=("loopback", "private", "public"))
+    for port in OTHER_SERVICES:
+        await assert_refused(desk, f"http://127.0.0.1:{port}/", "callback_refused")
+    for port in (80, 443, 8080, 8443, 3000, 8000, 40_000):
+        assert (await desk.subscribe(f"http://127.0.0.1:{port}/")).status_code == 201, port
+    web = await open_desk(callback_ports=("web",))
+    for port in (3000, 8000, 40_000, 22):
+        assert (await web.subscribe(f"http://127.0.0.1:{port}/")).status_code == 422, port

@@ -8,7 +8,7 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import pytest
 from httppubsubclient.protocol.credentials import Credentials, Key, Secrets, sign_request
 from httppubsubclient.protocol.messages import MESSAGE_ID, SubscribeRequest
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.protocol.permissions import Permissions
 from httppubsubclient.protocol.signatures import content_digest
-from tests.e2e.processes import Site
+from tests.e2e.processes import Process, Site
 from tests.e2e.test_raw_connections import connected, everything
 from tests.hardening.support import OpenDesk, OpenReceivers, until
 
@@ -117,6 +118,45 @@ async def test_46_a_signature_is_of_one_request_of_now_by_a_key_of_this_directio
     assert sorted(answer.status_code for answer in answers) == [200] + [401] * 19
 
 
+async def test_46_a_key_publishes_where_it_may_and_the_refusal_names_the_topic(open_desk: OpenDesk) -> None:
+    partner = Key("partner", GOOD, permissions=Permissions(publish=("orders/eu/**",), subscribe=("status",)))
+    desk = await open_desk(secrets=Secrets(Credentials("token", (partner,)), NOBODY, ()))
+    desk.api.headers["authorization"] = f"Bearer {GOOD.decode()}"
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield b"x"
+
+    for topic in ("orders", "orders/us/1", "status", "%FF", "orders/eu%00", "Orders/eu/1", "orders/eu/../us"):
+        answer = await desk.api.post(f"/v1/notify?topic={topic}", content=body())
+        if topic == "orders/eu/../us":
+            assert answer.status_code == 200, "topics have no dot segments"
+            continue
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), topic
+        assert topic.split("%")[0] in answer.json()["detail"]
+    assert read == 1, "before a byte of the body is read"
+    for glob in ("**", "*", "stat?s", "status/**", "[s]tatu[st]"):
+        answer = await desk.subscribe("http://127.0.0.1:2000/", glob=glob)
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), glob
+    assert (await desk.subscribe("http://127.0.0.1:2000/", glob="status")).status_code == 201
+    permanent = await desk.subscribe("http://127.0.0.1:2000/", topic="status", permanent=True)
+    assert (permanent.status_code, permanent.json()["code"]) == (403, "forbidden")
+
+
+async def test_46_a_token_in_the_query_is_not_written_to_the_log_of_requests(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--log-level", "debug") as url, connected(url) as (reader, writer):
+        request = (
+            "GET /v1/health/live?access_token=canary-token-7f3a9b2c HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        )
+        writer.write(request.encode() + b"authorization: Bearer canary-token-7f3a9b2c\r\n\r\n")
+        assert (await everything(reader)).startswith(b"HTTP/1.1 200 ")
+    process = LAST[-1]
+    assert any("/v1/health/live" in line for line in process.errors), "requests are logged at this level"
+    assert "canary-token" not in process.output()
+
+
 async def test_47_one_key_is_one_message_and_another_message_is_a_conflict(
     open_desk: OpenDesk, hostile: OpenReceivers
 ) -> None:
@@ -169,7 +209,33 @@ async def serving(tmp_path: Path, *options: str) -> AsyncIterator[str]:
     """A broadcaster process without authentication: nothing but the form of a request is in its way."""
     site = await Site.make(tmp_path / "site", "--to-broadcasters-auth", "none", "--to-subscribers-auth", "none")
     async with site.serve(*options) as process:
+        LAST[:] = [process]
         yield await process.url()
+
+
+LAST: list[Process] = []
+"""The process that was started last."""
+
+
+async def test_49_too_many_headers_and_too_long_ones_are_refused_before_anything_else(tmp_path: Path) -> None:
+    heads = {
+        "200 headers": "".join(f"x-{number}: y\r\n" for number in range(200)),
+        "100 kB": f"x: {'y' * 100_000}\r\n",
+        "100 kB of a name": f"{'y' * 100_000}: x\r\n",
+        "many large ones": "".join(f"x-{number}: {'y' * 5000}\r\n" for number in range(20)),
+    }
+    async with serving(tmp_path) as url:
+        for name, head in heads.items():
+            async with connected(url) as (reader, writer):
+                with suppress(ConnectionError):
+                    writer.write(f"POST /v1/notify?topic=t HTTP/1.1\r\nhost: x\r\n{head}\r\n".encode())
+                    await writer.drain()
+                answer = await everything(reader)
+            assert answer.startswith(b"HTTP/1.1 431 "), (name, answer[:200])
+            assert b"application/problem+json" in answer
+        async with connected(url) as (reader, writer):
+            writer.write(b"POST /v1/notify?topic=" + b"t" * 30_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await everything(reader)).startswith(b"HTTP/1.1 414 ")
 
 
 FRAMINGS = [
@@ -181,6 +247,7 @@ FRAMINGS = [
     "content-length: 99999999999999999999",
     "content-length: 1\r\ntransfer-encoding: chunked",
     "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
+    "transfer-encoding: gzip, chunked",
     "transfer-encoding: xchunked",
     "transfer-encoding: chunked, identity",
     "transfer-encoding : chunked",
@@ -202,9 +269,9 @@ async def test_48_odd_framings_are_refused_and_nothing_behind_them_is_read(tmp_p
                 writer.write(head + b"0\r\n\r\n" + smuggled)
                 writer.write_eof()
                 answer = await everything(reader)
-            assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), (framing, answer)
+            assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501 ")), (framing, answer)
             assert b'"live"' not in answer, framing
-            assert b"HTTP/1.1 5" not in answer, framing
+            assert answer == b"" or b"application/problem+json" in answer, framing
 
 
 HEADERS_OF_OTHERS = {

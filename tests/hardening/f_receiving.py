@@ -192,6 +192,46 @@ async def open_subscriber() -> AsyncIterator[OpenSubscriber]:
 EXACT = Pattern.exact(b"foo/bar")
 
 
+async def test_53_54_55_56_the_router_answers_what_its_verifier_says(open_subscriber: OpenSubscriber) -> None:
+    """The same over the route: what is wrong with a webhook is 400 or 401, and nothing of it is given to anybody."""
+    one = await open_subscriber()
+    async with one.client.subscribe_exact(b"foo/bar", secret="generate") as subscription:
+
+        def good(**options: Any) -> dict[str, str]:
+            return one.broadcaster.webhook(one.broadcaster.id_of(EXACT), b"foo/bar", BODY, **options)
+
+        headers = good()
+        signature, timestamp = headers["webhook-signature"], headers["webhook-timestamp"]
+        without = {name: value for name, value in headers.items() if name != "webhook-signature"}
+        shared = one.broadcaster.delivery(one.broadcaster.id_of(EXACT), b"foo/bar", BODY)
+        for bad in (
+            without,
+            shared,  # signed with what all subscribers share
+            {**headers, "webhook-signature": ""},
+            {**headers, "webhook-signature": "garbage"},
+            {**headers, "webhook-signature": signature.replace("v1,", "v2,")},
+            {**headers, "webhook-signature": signature.rstrip("=")},
+            {**headers, "webhook-signature": f"{signature}  {signature}"},
+            {**headers, "webhook-signature": sign_v1(OTHER, headers["webhook-id"], int(timestamp), BODY)},
+            {**headers, "webhook-id": "msg_other"},
+            {**headers, "webhook-id": "a.b"},
+            {**headers, "webhook-timestamp": str(int(timestamp) - 1)},
+            {**headers, "webhook-timestamp": f"{timestamp}.0"},
+            {**headers, "webhook-timestamp": "1e9"},
+            {**headers, "svix-id": headers["webhook-id"]},
+        ):
+            answer = await one.wire.post(bad, BODY)
+            assert answer.status_code in (400, 401), (bad, answer.text)
+            assert answer.headers["content-type"] == "application/problem+json"
+        for body in (BODY + b"\n", BODY[:-1], b"", BODY.replace(b" ", b"")):
+            assert (await one.wire.post(good(), body)).status_code in (400, 401)
+        async for message in subscription.with_timeout(0.01):
+            assert message is None
+            break
+        assert (await one.wire.post(headers, BODY)).status_code == 200
+        assert (await subscription.messages().__anext__()).content == BODY
+
+
 async def test_58_the_same_delivery_again_runs_nothing_twice(open_subscriber: OpenSubscriber) -> None:
     one = await open_subscriber()
     async with one.client.subscribe_exact(b"foo/bar") as subscription:
@@ -237,6 +277,21 @@ async def test_59_a_delivery_for_one_subscription_is_none_for_another(open_subsc
         async for message in subscription.with_timeout(0.01):
             assert message is None
             break
+
+
+async def test_59_the_secret_of_one_subscription_is_not_that_of_another(open_subscriber: OpenSubscriber) -> None:
+    one = await open_subscriber()
+    patterns = Pattern.exact(b"a"), Pattern.exact(b"b")
+    async with one.client.subscribe(exact=[b"a", b"b"], secret="generate") as subscription:
+        ids = [one.broadcaster.id_of(pattern) for pattern in patterns]
+        secrets = [one.broadcaster.secrets[each] for each in ids]
+        assert len({secret for several in secrets for secret in several}) == 2
+        headers = one.broadcaster.webhook(ids[0], b"a", BODY)
+        assert (await one.wire.post({**headers, "pubsub-subscription": ids[1]}, BODY)).status_code == 401
+        async for message in subscription.with_timeout(0.01):
+            assert message is None
+            break
+        assert (await one.wire.post(headers, BODY)).status_code == 200
 
 
 async def test_61_nothing_of_a_body_is_read_before_the_proof_and_none_is_read_for_ever(

@@ -8,20 +8,23 @@ import itertools
 import json
 import re
 import signal
+import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from httppubsubclient.protocol.credentials import Credentials, Key, Secrets, sign_request, verify_delivery
-from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.errors import ConfigurationError, Unauthorized
 from httppubsubclient.protocol.signatures import content_digest
+from httppubsubclient.protocol.standard_webhooks import SharedSecret, parse_key, verify
 from httppubsubserver.provision import rotate, set_up
 from httppubsubserver.stores import open_store
 from tests.e2e.processes import Site
 from tests.e2e.receivers import open_receivers
-from tests.hardening.support import OpenDesk, OpenReceivers
+from tests.hardening.support import OpenDesk, OpenReceivers, storage_key
 from tests.stores.conftest import NOW
 from tests.stores.durable_stores import (
     LEASE,
@@ -112,6 +115,98 @@ def test_70_rotating_again_and_again_ends_with_a_clear_error_and_files_that_work
     assert [file.read_text() for file in files] == before
     rotate(tmp_path, grace_seconds=0)
     assert len(json.loads(files[0].read_text())["to_broadcasters"]["keys"]) == 1
+
+
+def holds(request: dict[str, Any], *secrets: str) -> list[bool]:
+    """Whether a delivery is signed with each of these, as far as it is no older than a day."""
+    found = []
+    for secret in secrets:
+        key = parse_key(secret)
+        assert isinstance(key, SharedSecret)
+        try:
+            verify([key], request["headers"], request["body"].encode(), now=time.time(), tolerance_seconds=10**9)
+        except Unauthorized:
+            found.append(False)
+        else:
+            found.append(True)
+    return found
+
+
+async def test_70_an_old_secret_signs_until_its_grace_is_over(
+    open_desk: OpenDesk, hostile: OpenReceivers, tmp_path: Path
+) -> None:
+    now = time.time()
+    desk = await open_desk(storage_key_file=storage_key(tmp_path), given={"clock": lambda: now})
+    [receiver] = await hostile("accept")
+    url = f"http://127.0.0.1:{receiver.port}/"
+    old = (await desk.made(url, secret="generate"))["secret"]
+    new = (await desk.made(url, secret="generate", secret_grace_seconds=60))["secret"]
+    for later, expected in ((0, [True, True]), (59, [True, True]), (2, [False, True]), (86_000, [False, True])):
+        now += later
+        assert (await desk.notify())["notified"] == 1
+        assert holds(receiver.requests[-1], old, new) == expected, later
+    assert not {"signature", "signature-input", "authorization"} & set(receiver.requests[-1]["headers"])
+
+
+async def test_70_rotating_a_secret_again_and_again_ends_with_429_and_one_that_works(
+    open_desk: OpenDesk, hostile: OpenReceivers, tmp_path: Path
+) -> None:
+    desk = await open_desk(storage_key_file=storage_key(tmp_path))
+    [receiver] = await hostile("accept")
+    url = f"http://127.0.0.1:{receiver.port}/"
+    answers = [await desk.subscribe(url, secret="generate", secret_grace_seconds=600) for _ in range(20)]
+    good = [answer.json()["secret"] for answer in answers if answer.status_code < 300]
+    assert [answer.status_code for answer in answers[len(good) :]] == [429] * (20 - len(good))
+    assert answers[-1].json()["code"] == "quota_exceeded"
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 600
+    assert (await desk.notify())["notified"] == 1
+    assert holds(receiver.requests[-1], *good) == [True] * len(good)
+    assert len(receiver.requests[-1]["headers"]["webhook-signature"].split(" ")) == len(good) <= 10
+    ended = await desk.made(url, secret="generate", secret_grace_seconds=0)
+    await desk.notify()
+    assert holds(receiver.requests[-1], *good, ended["secret"]) == [False] * len(good) + [True]
+
+
+async def test_70_there_is_no_way_down_from_v1a_without_saying_so(open_desk: OpenDesk, tmp_path: Path) -> None:
+    desk = await open_desk(storage_key_file=storage_key(tmp_path))
+    url = "http://127.0.0.1:2000/"
+    made = await desk.made(url, secret="generate-v1a")
+    refused = await desk.subscribe(url, secret="generate")
+    assert 400 <= refused.status_code < 500, refused.text
+    [kept] = await desk.listed()
+    assert (kept["signature"], kept["public_key"]) == ("v1a", made["public_key"])
+    assert (await desk.made(url, secret="generate", allow_downgrade=True))["signature"] == "v1"
+
+
+async def test_70_secrets_are_sealed_where_they_are_kept(
+    open_desk: OpenDesk, hostile: OpenReceivers, tmp_path: Path
+) -> None:
+    desk = await open_desk(storage_key_file=storage_key(tmp_path))
+    [receiver] = await hostile("accept")
+    made = [
+        await desk.made(f"http://127.0.0.1:{receiver.port}/{number}", secret="generate", topic=f"t{number}")
+        for number in range(2)
+    ]
+    await desk.notify(topic="t0")
+    forms = []
+    for one in made:
+        raw = base64.b64decode(one["secret"].removeprefix("whsec_"))
+        forms += [raw, one["secret"][6:].encode(), raw.hex().encode(), raw[:16]]
+    files = [file for file in tmp_path.iterdir() if file.name.startswith("pubsub.sqlite3")]
+    assert files
+    for file in files:
+        content = file.read_bytes()
+        assert not any(form in content for form in forms), file.name
+    # What was sealed for one subscription opens nothing of another.
+    database = sqlite3.connect(tmp_path / "pubsub.sqlite3")
+    [(sealed,)] = database.execute("SELECT sealed FROM subscriptions WHERE id = ?", (made[1]["id"],))
+    database.execute("UPDATE subscriptions SET sealed = ? WHERE id = ?", (sealed, made[0]["id"]))
+    database.commit()
+    database.close()
+    before = len(receiver.requests)
+    other = await open_desk(storage_key_file=tmp_path / "storage-key")
+    assert (await other.notify(topic="t0"))["failed"] == 1
+    assert len(receiver.requests) == before, "rather nothing than something signed with the wrong key"
 
 
 async def test_72_a_publisher_chooses_nothing_of_what_a_delivery_is_signed_over_but_topic_and_body(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 import httpx
 import pytest
@@ -16,17 +19,24 @@ from fastapi import FastAPI
 from httppubsubclient.protocol.credentials import Secrets
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
+from tests import canaries
 from tests.e2e.receivers import Receiver, open_receivers
 from tests.server.conftest import NO_AUTH
 
 __all__ = [
     "CALLBACK",
+    "Asked",
     "Desk",
+    "OpenAsked",
     "OpenDesk",
     "OpenReceivers",
+    "answered",
+    "echo",
     "hostile",
+    "open_asked",
     "open_desk",
     "resolutions",
+    "storage_key",
     "until",
 ]
 
@@ -88,6 +98,93 @@ class OpenDesk(Protocol):
     def __call__(self, *, secrets: Secrets = ..., given: dict[str, Any] = ..., **settings: Any) -> Awaitable[Desk]: ...
 
 
+class Asked:
+    """A callback that is asked for its consent, and answers as a test says; deliveries it takes."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.questions: list[dict[str, str]] = []
+        """The parameters of each."""
+        self.sizes: list[int] = []
+        """Of each question, in bytes."""
+        self.bodies: list[bytes] = []
+        """What was delivered."""
+        self.answer: Callable[[str], bytes | None] = echo
+        """From the challenge to the bytes of an answer; None: nothing ever comes."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def url(self, path: str = "/hook") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    async def close(self) -> None:
+        """End what is left."""
+        while pending := [task for task in self._tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                lines = head.decode("latin-1").split("\r\n")
+                method, target, _ = lines[0].split(" ")
+                length = next((line for line in lines if line.lower().startswith("content-length: ")), "x: 0")
+                body = await reader.readexactly(int(length.partition(": ")[2]))
+                if method == "POST":
+                    self.bodies.append(body)
+                    writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+                    continue
+                self.sizes.append(len(head) + len(body))
+                self.questions.append(dict(parse_qsl(target.partition("?")[2])))
+                answer = self.answer(self.questions[-1]["hub.challenge"])
+                if answer is None:
+                    await asyncio.Event().wait()
+                writer.write(answer or b"")
+                await writer.drain()
+
+
+def echo(challenge: str) -> bytes:
+    """Consent."""
+    return answered(200, challenge.encode())
+
+
+def answered(status: int, body: bytes, *headers: str) -> bytes:
+    """An answer of HTTP."""
+    lines = "".join(f"{header}\r\n" for header in (*headers, f"content-length: {len(body)}"))
+    return f"HTTP/1.1 {status} x\r\n{lines}\r\n".encode() + body
+
+
+@pytest.fixture
+async def open_asked() -> AsyncIterator[Callable[[], Awaitable[Asked]]]:
+    """Opens callbacks that are asked."""
+    async with AsyncExitStack() as stack:
+
+        async def opened() -> Asked:
+            asked = Asked()
+            server = await asyncio.start_server(asked.serve, "127.0.0.1", 0)
+            stack.push_async_callback(server.wait_closed)
+            stack.push_async_callback(asked.close)
+            stack.callback(server.close)
+            asked.port = server.sockets[0].getsockname()[1]
+            return asked
+
+        yield opened
+
+
+OpenAsked = Callable[[], Awaitable[Asked]]
+
+
 class OpenReceivers(Protocol):
     def __call__(self, *tempers: str) -> Awaitable[list[Receiver]]: ...
 
@@ -132,6 +229,15 @@ def resolutions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
+
+
+def storage_key(directory: Path) -> Path:
+    """A file with a key under which secrets of subscriptions are sealed."""
+    file = directory / "storage-key"
+    file.write_text(base64.b64encode(os.urandom(32)).decode() + "\n")
+    file.chmod(0o600)
+    canaries.plant_file(file)
+    return file
 
 
 async def until(condition: Callable[[], object]) -> None:

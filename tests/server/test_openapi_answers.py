@@ -21,11 +21,14 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from httppubsubclient.protocol.credentials import Credentials, Key, Secrets
+from httppubsubclient.protocol.permissions import Permissions, Quotas
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import ServerConfig
+from tests.hardening.support import storage_key
 from tests.server.conftest import NO_AUTH, ScriptedOutbound
 
 TOKEN: Final = "a-token-for-the-schema-0123456789abcdef"
+LITTLE: Final = "a-token-of-somebody-who-may-do-little-0123"
 CALLBACK: Final = "http://127.0.0.1:2000/hook"
 
 # schemathesis draws with the `random` module where hypothesis would like to.
@@ -107,7 +110,12 @@ def open_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Se
 
         def opened(secrets: Secrets) -> Site:
             database = Path(tmp_path_factory.mktemp("site"), "pubsub.sqlite3")
-            config = ServerConfig(db=f"sqlite:///{database}", shutdown_timeout_seconds=0.1, notify_timeout_seconds=0.1)
+            config = ServerConfig(
+                db=f"sqlite:///{database}",
+                storage_key_file=storage_key(database.parent),
+                shutdown_timeout_seconds=0.1,
+                notify_timeout_seconds=0.1,
+            )
             broadcaster = Broadcaster(config, secrets=secrets, outbound=ScriptedOutbound())
             client = client_of(broadcaster)
             for manager in (broadcaster, client):
@@ -167,20 +175,25 @@ def test_every_answer_is_documented(schema: Schema, open_site: Callable[[Secrets
             check()
 
 
-@pytest.mark.parametrize("token", [None, "wrong", TOKEN])
+@pytest.mark.parametrize("token", [None, "wrong", LITTLE, TOKEN])
 def test_with_a_token_or_without_every_answer_is_documented(
     schema: Schema, open_site: Callable[[Secrets], Site], token: str | None
 ) -> None:
-    site = open_site(Secrets(Credentials("token", (Key("k", TOKEN.encode()),)), Credentials.none(), ()))
+    quotas = Quotas(subscriptions=1, messages_per_second=0.001, bytes_per_second=0.001)
+    little = Permissions(publish=("a*",), subscribe=("a*",), quotas=quotas)
+    keys = (Key("k", TOKEN.encode()), Key("little", LITTLE.encode(), permissions=little))
+    site = open_site(Secrets(Credentials("token", keys), Credentials.none(), ()))
     proof = {} if token is None else {"authorization": f"Bearer {token}"}
     for label, operation in schema.operations.items():
 
-        @examples(2)
-        @given(operation.as_strategy(generation_mode=schema.modes["good"]))
-        def check(case: Any) -> None:
+        @examples(8 if token == LITTLE else 2)
+        @given(operation.as_strategy(generation_mode=schema.modes["good"]), st.booleans())
+        def check(case: Any, is_led: bool) -> None:
+            if is_led:
+                led(case, site.known)
             answer = site.ask(case, **proof)
             schema.check(case, answer)
-            if token != TOKEN and "health" not in label:  # noqa: B023
+            if token not in (TOKEN, LITTLE) and "health" not in label:  # noqa: B023
                 assert answer.status_code == 401
 
         check()

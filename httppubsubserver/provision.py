@@ -76,6 +76,7 @@ app = create_app(
             "db": {db},
             "secrets_file": {secrets_file},
             "storage_key_file": {storage_key_file},
+            "callback_networks": ["loopback", "private"],  # partners want "public": docs/configuration.md
 {more}        }},
         defaults_directory=Path(__file__).resolve().parent,
     )

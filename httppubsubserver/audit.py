@@ -22,10 +22,7 @@ from __future__ import annotations
 import json
 import logging
 
-from httppubsubclient.protocol.callback_urls import split_callback_url
-from httppubsubclient.protocol.errors import InvalidUrl
-
-__all__ = ["audit", "shown_url"]
+__all__ = ["audit"]
 
 _LOG = logging.getLogger("httppubsub.audit")
 
@@ -34,11 +31,3 @@ def audit(action: str, *, by: str | None, **members: object) -> None:
     """Write one line. The members are values of JSON; it is pure ASCII, so that nothing in it forges another line."""
     if _LOG.isEnabledFor(logging.INFO):
         _LOG.info("%s", json.dumps({"action": action, "by": by, **members}))
-
-
-def shown_url(url: str) -> str:
-    """The origin of a callback URL: what comes behind it may be a secret of the subscriber's."""
-    try:
-        return split_callback_url(url).origin
-    except InvalidUrl:
-        return ""

@@ -46,7 +46,7 @@ from httppubsubclient.protocol.messages import (
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topics import check_topic
-from httppubsubserver.audit import audit, shown_url
+from httppubsubserver.audit import audit
 from httppubsubserver.auth import Authenticator, check_jwt_settings, open_jwt_tokens
 from httppubsubserver.background import Background
 from httppubsubserver.callback_policy import CallbackPolicy
@@ -60,6 +60,7 @@ from httppubsubserver.delivery.proxy import parse_proxy_url
 from httppubsubserver.delivery.resolving import Resolver
 from httppubsubserver.delivery.webhooks import Webhooks, event_identity
 from httppubsubserver.directory import Directory, Target
+from httppubsubserver.escaping import shown_url
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
 from httppubsubserver.publishing import Publishing

@@ -21,6 +21,7 @@ from httppubsubclient.protocol.errors import InvalidUrl
 from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
 from httppubsubclient.protocol.topic_index import TopicIndex
+from httppubsubserver.escaping import shown_url
 from httppubsubserver.stores import Changes, Store
 
 __all__ = ["Directory", "DurableTarget", "DurableWebhookTarget", "Target", "WebhookTarget"]
@@ -62,8 +63,8 @@ class Target:
 
     @property
     def shown_url(self) -> str:
-        """Where it is, for the log: without the query, which may hold a secret of the subscriber's."""
-        return f"{self.callback.origin}{self.callback.target.partition('?')[0]}"
+        """Where it is, for the log."""
+        return shown_url(self.callback.name)
 
 
 @dataclass(slots=True, eq=False)

@@ -6,8 +6,16 @@ window's title, characters that turn the direction of the line around.
 
 from __future__ import annotations
 
-__all__ = ["escaped"]
+import re
+from typing import Final
 
+from httppubsubclient.protocol.callback_urls import split_callback_url
+from httppubsubclient.protocol.errors import InvalidUrl
+from httppubsubclient.protocol.messages import RECEIVE_PATH
+
+__all__ = ["escaped", "shown_url"]
+
+_DURABLE_NAME: Final = re.compile(r"durable=[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -21,6 +29,21 @@ def escaped(text: bytes | str) -> str:
         # Lone bytes become surrogates U+DC80 to U+DCFF, which text cannot hold otherwise.
         text = text.decode("utf-8", "surrogateescape")
     return "".join(c if c.isprintable() and c != "\\" else _escape(c) for c in text)
+
+
+def shown_url(url: str) -> str:
+    """A callback URL for the log: its origin. The rest may be what lets others post there, and is a secret then.
+
+    That of our client, which ends in `/v1/receive` and may have a durable name behind it, is none and is shown.
+    """
+    try:
+        callback = split_callback_url(url)
+    except InvalidUrl:
+        return "no URL"
+    path, _, query = callback.target.partition("?")
+    if path.endswith(RECEIVE_PATH):
+        return f"{callback.origin}{path}" + (f"?{query}" if _DURABLE_NAME.fullmatch(query) else "")
+    return callback.origin if path == "/" else f"{callback.origin}/..."
 
 
 def _escape(character: str) -> str:

@@ -35,10 +35,11 @@ from httppubsubserver.delivery.attempts import Attempts
 from httppubsubserver.delivery.durable_heads import DurableHeads
 from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
 from httppubsubserver.delivery.outbound import Outbound
-from httppubsubserver.delivery.outcomes import Outcomes, shown_url
+from httppubsubserver.delivery.outcomes import Outcomes
 from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.delivery.work import Reservation, Work
 from httppubsubserver.directory import Target
+from httppubsubserver.escaping import shown_url
 from httppubsubserver.stores.durable import Accepted, Claimed, DurableStore, Settlement, Terms
 
 __all__ = ["Executor"]

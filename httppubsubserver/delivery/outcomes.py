@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
@@ -19,13 +18,13 @@ from httppubsubclient.protocol.retry import (
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.webhook_heads import NotMade
 from httppubsubserver.delivery.work import Work
+from httppubsubserver.escaping import shown_url
 from httppubsubserver.stores.durable import Attempt, Settlement
 
-__all__ = ["Decision", "Outcomes", "shown_url"]
+__all__ = ["Decision", "Outcomes"]
 
 _LOG = logging.getLogger("httppubsub.server.durable")
 
-_DURABLE_NAME = re.compile(r"durable=[A-Za-z0-9_.-]{1,64}", re.ASCII)
 
 _NOT_ENTERED: Final = WIRE[NotEntered].status
 """The subscriber is there and has not entered this subscription at present; others of its URL may be."""
@@ -107,10 +106,3 @@ class Outcomes:
             attempt.error if attempt.status is None else f"status {attempt.status}",
             "it is dead, and can be replayed" if delay is None else f"again in {delay:.1f} s",
         )
-
-
-def shown_url(url: str) -> str:
-    """A URL for the log: without query and fragment, which may hold a secret of the subscriber's; a durable name of
-    our client's, which is the whole query then, is none."""
-    address, _, query = url.partition("#")[0].partition("?")
-    return f"{address}?{query}" if _DURABLE_NAME.fullmatch(query) else address

@@ -147,9 +147,7 @@ async def test_46_a_key_publishes_where_it_may_and_the_refusal_names_the_topic(o
 
 async def test_46_a_token_in_the_query_is_not_written_to_the_log_of_requests(tmp_path: Path) -> None:
     async with serving(tmp_path, "--log-level", "debug") as url, connected(url) as (reader, writer):
-        request = (
-            "GET /v1/health/live?access_token=canary-token-7f3a9b2c HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-        )
+        request = "GET /v1/health/live?access_token=canary-token-7f3a9b2c HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         writer.write(request.encode() + b"authorization: Bearer canary-token-7f3a9b2c\r\n\r\n")
         assert (await everything(reader)).startswith(b"HTTP/1.1 200 ")
     process = LAST[-1]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httppubsubserver.escaping import escaped
+from httppubsubserver.escaping import escaped, shown_url
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,18 @@ def test_whatever_it_is_one_printable_line_that_can_be_told_apart(data: bytes) -
 @given(st.binary(max_size=4), st.binary(max_size=4))
 def test_different_bytes_look_different(one: bytes, other: bytes) -> None:
     assert (escaped(one) == escaped(other)) is (one == other)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.example/services/T0/B0/secret", "https://hooks.example:443/..."),
+        ("http://a.example/?token=secret#secret", "http://a.example:80"),
+        ("http://127.0.0.1:3002/v1/receive", "http://127.0.0.1:3002/v1/receive"),
+        ("http://127.0.0.1:3002/pubsub/v1/receive?token=secret", "http://127.0.0.1:3002/pubsub/v1/receive"),
+        ("http://127.0.0.1:3002/v1/receive?durable=worker-1", "http://127.0.0.1:3002/v1/receive?durable=worker-1"),
+        ("secret", "no URL"),
+    ],
+)
+def test_of_a_callback_url_only_what_is_no_secret_is_shown(url: str, shown: str) -> None:
+    assert shown_url(url) == shown

@@ -82,6 +82,16 @@ class Identity(NamedTuple):
             )
         return last
 
+    def check(self, now: datetime | None = None) -> None:
+        """Say in the log that it ends soon. Raises `ConfigurationError` when it has ended, or has not begun."""
+        at = _utc_now() if now is None else now
+        left = self.ends_at(at) - at
+        if left < ENDS_SOON:
+            _LOG.warning(
+                "%s: the certificate %s expires on %s, in %d days: renew it",
+                self.cert_setting, self.certfile, _day(at + left), left.days,
+            )  # fmt: skip
+
     def load_into(self, context: ssl.SSLContext, now: datetime | None = None) -> None:
         """Show this certificate from now on. Raises `ConfigurationError`; the context is as it was then."""
         self.ends_at(_utc_now() if now is None else now)
@@ -204,17 +214,12 @@ class ServerTls:
         if self._said_at is not None and now - self._said_at < _SAY_AGAIN:
             return
         try:
-            left = self._identity.ends_at(now) - now
+            if self._identity.ends_at(now) - now >= ENDS_SOON:
+                return
+            self._identity.check(now)
         except ConfigurationError as error:
-            self._said_at = now
             _LOG.error("%s", error)
-            return
-        if left < ENDS_SOON:
-            self._said_at = now
-            _LOG.warning(
-                "%s: the certificate %s expires on %s, in %d days: renew it",
-                self._identity.cert_setting, self._identity.certfile, _day(now + left), left.days,
-            )  # fmt: skip
+        self._said_at = now
 
 
 def client_context(
@@ -235,12 +240,7 @@ def client_context(
         _trust(context, Path(ca_file), ca_setting)
     if identity is not None:
         identity.load_into(context)
-        left = identity.ends_at(_utc_now()) - _utc_now()
-        if left < ENDS_SOON:
-            _LOG.warning(
-                "%s: the certificate %s expires in %d days: renew it",
-                identity.cert_setting, identity.certfile, left.days,
-            )  # fmt: skip
+        identity.check()
     return context
 
 

@@ -21,6 +21,7 @@ from httppubsubclient import __version__
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl
 from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.tls import Identity
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.connection import Exchange
@@ -201,6 +202,8 @@ def _load(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
         raise ConfigurationError(
             f"{shown}: should be a certificate and its private key in PEM ({_reason(error)})"
         ) from None
+    # Everybody who asks for it would refuse one that has expired.
+    Identity(certfile, keyfile, "callback_client_certfile", "callback_client_keyfile").check()
 
 
 class _HasPasswordError(Exception):

@@ -262,6 +262,15 @@ async def test_an_expired_certificate_is_one_clear_line_and_nothing_listens(site
         assert " expired on " in line
 
 
+async def test_an_expired_certificate_for_callbacks_is_told_too(site: TlsSite) -> None:
+    site.put("old", signed(new_authority(NOW - 500 * DAY), "x", ["127.0.0.1"], NOW - 450 * DAY))
+    old = [str(site.directory / name) for name in ("old.pem", "old-key.pem")]
+    async with site.serve("--callback-client-certfile", old[0], "--callback-client-keyfile", old[1]) as broadcaster:
+        assert await broadcaster.ended() == 1
+        [line] = broadcaster.errors
+        assert line.startswith(f"httppubsubserver: callback_client_certfile: the certificate {old[0]} expired on ")
+
+
 async def test_one_near_its_end_is_warned_about(site: TlsSite) -> None:
     site.put("broadcaster", signed(new_authority(NOW - 390 * DAY), "x", ["127.0.0.1"], NOW - 390 * DAY))
     async with site.serve(*site.flags()) as broadcaster:

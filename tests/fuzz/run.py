@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 
 __all__ = ["bent", "search"]
 
@@ -157,9 +158,7 @@ def _inside(name: str, folder: str, seconds: float, number: int) -> int:
     # The whole tree would be traced otherwise, hypothesis and pydantic included.
     atheris.instrument_func(target.run)
     for module_name, module in list(sys.modules.items()):
-        if module_name.startswith(
-            ("httppubsubclient.protocol", "httppubsubserver.delivery", "httppubsubserver.escaping")
-        ):
+        if module_name.startswith(("httppubsubclient.protocol", "httppubsubclient.request_heads", "httppubsubserver.")):
             for function in vars(module).values():
                 if (
                     callable(function)

@@ -270,6 +270,8 @@ def _request(method: str, callback: CallbackUrl, target: str, headers: dict[str,
         method,
         f"{callback.origin}/",
         headers={
+            # As deliveries have it. httpx would decode the name for its own, and fail where that cannot be done.
+            "host": callback.request_url.split("/", 3)[2],
             "user-agent": f"httppubsub/{__version__}",
             "accept": "*/*",
             "accept-encoding": "identity",

@@ -307,6 +307,24 @@ async def test_a_name_is_resolved_once_and_that_is_dialled(network: Network) -> 
     assert peer.connections == 1
 
 
+@pytest.mark.parametrize(
+    "host", ["_hooks.example", "xn--a.example", "xn--zzzzzzzzz99999.example", "xn--ls8h.la", "a--b.example", "a" * 63]
+)
+async def test_any_name_that_a_url_may_have_is_asked(network: Network, host: str) -> None:
+    """Also one that is no good in IDNA, and that httpx would not take."""
+    hosts: list[str] = []
+
+    async def temper(wire: Wire, number: int) -> None:
+        head, _ = await wire.request()
+        hosts.extend(line for line in head.lower().split("\r\n") if line.startswith("host: "))
+        await wire.send(echo(challenge_of(head)))
+
+    peer = await network.peer(temper)
+    async with asking(network, resolver=Names(["127.0.0.1"])) as asker:
+        await asker.ask(question(peer.callback(host=host)))
+    assert hosts == [f"host: {host}:{peer.port}"]
+
+
 async def test_over_tls_the_name_is_verified(network: Network) -> None:
     peer = await network.peer(echo_temper, tls=network.authority.server("name.example"))
     async with asking(network, resolver=Names(["127.0.0.1"])) as asker:

@@ -18,7 +18,7 @@ import standardwebhooks
 import svix.webhooks
 
 from httppubsubclient.protocol.cloudevents import event_topic, read_event
-from tests.e2e.processes import DEADLINE_SECONDS, Process, Site, running, until
+from tests.e2e.processes import DEADLINE_SECONDS, Site, running, until
 
 KEY = "whsec_" + base64.b64encode(bytes(range(40))).decode()
 
@@ -68,10 +68,6 @@ async def open_site(tmp_path: Path) -> Site:
     return await Site.make(tmp_path / "open", "--to-broadcasters-auth", "none", "--to-subscribers-auth", "token")
 
 
-def serve(site: Site, *options: str) -> contextlib.AbstractAsyncContextManager[Process]:
-    return site.serve("--storage-key-file", str(site.directory / "storage-key"), *options)
-
-
 async def subscribe(api: httpx.AsyncClient, url: str, **fields: Any) -> dict[str, Any]:
     answer = await api.post("/v1/subscriptions", json={"url": url, **fields})
     assert answer.status_code in (200, 201), answer.text
@@ -112,7 +108,7 @@ def taken(headers: dict[str, str], body: bytes, *secrets: str) -> list[bool]:
 async def test_a_partner_with_a_library_for_standard_webhooks_takes_every_format(
     open_site: Site, receiver: PlainReceiver, workers: int
 ) -> None:
-    async with serve(open_site, "--workers", str(workers)) as broadcaster:
+    async with open_site.serve("--workers", str(workers)) as broadcaster:
         url = await broadcaster.url()
         async with httpx.AsyncClient(base_url=url) as api:
             secrets = {}
@@ -145,7 +141,7 @@ async def test_large_and_spooled_messages_are_signed_too_and_larger_ones_fail(
 ) -> None:
     options = ("--spool-bytes", "300000", "--max-webhook-bytes", "2000000")
     async with (
-        serve(open_site, *options) as broadcaster,
+        open_site.serve(*options) as broadcaster,
         httpx.AsyncClient(base_url=await broadcaster.url(), timeout=DEADLINE_SECONDS) as api,
     ):
         for delivery in ("best_effort", "durable"):
@@ -174,7 +170,7 @@ async def test_large_and_spooled_messages_are_signed_too_and_larger_ones_fail(
 async def test_a_rotation_leaves_no_moment_without_a_good_signature_and_ends_with_its_grace(
     open_site: Site, receiver: PlainReceiver
 ) -> None:
-    async with serve(open_site) as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
+    async with open_site.serve() as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
         first = (await subscribe(api, receiver.url, topic="t", secret="generate"))["secret"]
         second = (await subscribe(api, receiver.url, topic="t", secret="generate"))["secret"]
         await notify(api, "t", b'"a"', "application/json")
@@ -197,15 +193,18 @@ async def test_secrets_outlive_a_restart_and_a_new_storage_key_on_top_of_the_old
 ) -> None:
     path = open_site.directory / "storage-key"
     old = path.read_text()
-    async with serve(open_site) as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
+    async with open_site.serve() as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
         schedule = [0, *[0.5] * 60]
         durable = {"delivery": "durable", "retry_schedule_seconds": schedule}
         secret = (await subscribe(api, receiver.url, topic="t", secret="generate", **durable))["secret"]
     path.write_text(base64.b64encode(os.urandom(32)).decode() + "\n" + old)
-    async with serve(open_site) as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
+    async with open_site.serve() as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
         assert (await notify(api, "t", b'"a"', "application/json"))["notified"] == 1
     # Without any key: what is owed waits, and is delivered with it.
-    async with open_site.serve() as broadcaster, httpx.AsyncClient(base_url=await broadcaster.url()) as api:
+    async with (
+        open_site.serve("--storage-key-file", "") as broadcaster,
+        httpx.AsyncClient(base_url=await broadcaster.url()) as api,
+    ):
         assert (await notify(api, "t", b'"b"', "application/json"))["notified"] == 0
         refused = await api.post("/v1/subscriptions", json={"url": receiver.url, "topic": "u", "secret": "generate"})
         assert (refused.status_code, refused.json()["code"]) == (400, "invalid_request")

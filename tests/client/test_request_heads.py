@@ -23,7 +23,7 @@ __all__ = ["LOOP_FACTORIES"]
 
 PARSERS = ["httptools", "h11"]
 LIMIT = 30.0
-SOON = 0.1
+SOON = 0.3
 
 HOST = b"host: x\r\n"
 

@@ -201,9 +201,15 @@ class Receiver:
             raise _full()
         form = registry.terms(pattern).format
         max_bytes = max_event_bytes(self._webhook_bytes) if form == _STRUCTURED else self._limits.max_body_bytes
-        with _room_in(self._arriving, size):
+        if not self._arriving.fits(size):
+            raise _full()
+        self._arriving.take(size)
+        try:
             body = await self._body(receive, headers.get("content-digest"), max_bytes, length)
-            delivery, body = await decoded(headers, delivery, body, form, writer=self._decoded_writer)
+            if form != "raw":
+                delivery, body = await decoded(headers, delivery, body, form, writer=self._decoded_writer)
+        finally:
+            self._arriving.give_back(size)
         await self._hand_over(registry, delivery, None, body, receive)
 
     async def _receive_webhook(

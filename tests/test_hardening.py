@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import re
 
-from tests.hardening import a_urls, b_addresses, c_receivers, d_subscriptions, e_publishing, f_receiving, g_state
+from tests.hardening import (
+    a_urls,
+    b_addresses,
+    c_receivers,
+    d_consent,
+    d_subscriptions,
+    e_publishing,
+    f_receiving,
+    g_state,
+    h_owners,
+)
 from tests.hardening.a_urls import *  # noqa: F403
 from tests.hardening.b_addresses import *  # noqa: F403
 from tests.hardening.c_receivers import *  # noqa: F403
+from tests.hardening.d_consent import *  # noqa: F403
 from tests.hardening.d_subscriptions import *  # noqa: F403
 from tests.hardening.e_publishing import *  # noqa: F403
 from tests.hardening.f_receiving import *  # noqa: F403
 from tests.hardening.g_state import *  # noqa: F403
+from tests.hardening.h_owners import *  # noqa: F403
 from tests.hardening.support import *  # noqa: F403
 
-SECTIONS = (a_urls, b_addresses, c_receivers, d_subscriptions, e_publishing, f_receiving, g_state)
+SECTIONS = (a_urls, b_addresses, c_receivers, d_consent, d_subscriptions, e_publishing, f_receiving, g_state, h_owners)
 
 LINES = {
     # A. Callback URLs

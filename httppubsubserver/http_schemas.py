@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from copy import deepcopy
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
@@ -217,6 +218,9 @@ class Problem(BaseModel):
     code: str = Field(description="Stable; see docs/protocol.md for the table.")
 
 
+_PROBLEM_SCHEMA: Final = Problem.model_json_schema()
+
+
 def problems(*errors: type[PubSubError]) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI entries of these errors, by status, with one example for each."""
     by_status: dict[int, list[type[PubSubError]]] = {}
@@ -240,7 +244,7 @@ def _problem_entry(status: int, errors: list[type[PubSubError]]) -> dict[str, An
     }
     entry: dict[str, Any] = {
         "description": " / ".join(WIRE[error].title for error in errors),
-        "content": {PROBLEM_CONTENT_TYPE: {"schema": Problem.model_json_schema(), "examples": examples}},
+        "content": {PROBLEM_CONTENT_TYPE: {"schema": deepcopy(_PROBLEM_SCHEMA), "examples": examples}},
     }
     if status in _PROBLEM_HEADERS:
         name, description = _PROBLEM_HEADERS[status]

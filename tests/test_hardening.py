@@ -8,6 +8,7 @@ The tests stand by section in tests/hardening/. A number that is missing between
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from tests.hardening import (
     a_urls,
@@ -107,3 +108,17 @@ def test_every_line_of_the_list_has_its_test() -> None:
     assert numbers == set(LINES)
     for number in numbers:
         assert any(name.startswith(f"test_{number:02}_") for name in globals())
+
+
+def test_what_is_promised_names_tests_that_are_there() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+    named: set[int] = set()
+    for numbers in re.findall(r"\((\d+(?:-\d+)?(?:, \d+(?:-\d+)?)*)\)", text):
+        for first, _, last in (part.partition("-") for part in numbers.split(", ")):
+            named |= set(range(int(first), int(last or first) + 1))
+    assert named >= {1, 19, 26, 39, 46, 70}
+    # A range may go over numbers that were given up.
+    assert max(named) <= max(LINES)
+    assert len(named - set(LINES)) <= 5
+    for name in re.findall(r"`(?:pytest )?((?:tests|scripts)/[a-z_/.-]+)", text):
+        assert (Path(__file__).parent.parent / name).exists(), name

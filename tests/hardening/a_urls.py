@@ -304,11 +304,14 @@ async def test_12_a_broadcaster_is_not_called_back_by_itself(open_desk: OpenDesk
         "http://[::1]:3003/",
         "http://[::ffff:127.0.0.1]:3003/",
         "http://BROADCASTER.example.com./hook",
-        "https://10.1.2.3:8443/other",
-        "https://[::ffff:10.1.2.3]:8443/",
+        "https://10.1.2.3:8443/pubsub/v1/notify?topic=t",
+        "https://[::ffff:10.1.2.3]:8443/pubsub",
+        "https://10.1.2.3:8443/a/../pubsub/",
     ):
         await assert_refused(desk, url, "callback_refused")
     assert (await desk.made(CALLBACK))["url"] == CALLBACK
+    beside = "https://10.1.2.3:8443/other"
+    assert (await desk.made(beside))["url"] == beside, "behind another prefix is somebody else"
 
 
 async def test_12_a_message_that_goes_round_ends(open_desk: OpenDesk) -> None:

@@ -253,7 +253,7 @@ async def test_24_the_environment_plays_no_part(
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=authority.server())
     async with server:
-        desk = await open_desk()
+        desk = await open_desk(callback_ca_file=None)
         await desk.made(f"http://127.0.0.1:{good.port}/")
         assert (await desk.notify())["notified"] == 1
         tls = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"

@@ -22,6 +22,7 @@ from httppubsubserver.config import ServerConfig
 from tests import canaries
 from tests.e2e.receivers import Receiver, open_receivers
 from tests.server.conftest import NO_AUTH
+from tests.server.peers import Authority
 
 __all__ = [
     "CALLBACK",
@@ -33,6 +34,7 @@ __all__ = [
     "answered",
     "echo",
     "hostile",
+    "one_authority",
     "open_asked",
     "open_desk",
     "resolutions",
@@ -189,13 +191,20 @@ class OpenReceivers(Protocol):
     def __call__(self, *tempers: str) -> Awaitable[list[Receiver]]: ...
 
 
+@pytest.fixture(scope="session")
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """To be trusted instead of a hundred and forty, which takes a while to load."""
+    return Authority(tmp_path_factory.mktemp("one-authority")).file
+
+
 @pytest.fixture
-async def open_desk(tmp_path: Path) -> AsyncIterator[OpenDesk]:
+async def open_desk(tmp_path: Path, one_authority: Path) -> AsyncIterator[OpenDesk]:
     """Opens broadcasters over one database; `given` goes to the broadcaster beside its settings."""
     async with AsyncExitStack() as stack:
 
         async def opened(*, secrets: Secrets = NO_AUTH, given: dict[str, Any] | None = None, **settings: Any) -> Desk:
             settings.setdefault("shutdown_timeout_seconds", 0.1)
+            settings.setdefault("callback_ca_file", one_authority)
             config = ServerConfig(db=f"sqlite:///{tmp_path}/pubsub.sqlite3", **settings)
             broadcaster = Broadcaster(config, secrets=secrets, **(given or {}))
             await stack.enter_async_context(broadcaster)

@@ -577,6 +577,6 @@ async def test_the_document_of_the_api_says_who_is_refused_where(site: Broadcast
                 continue
             assert {"401", "403"} <= set(operation["responses"]), (method, path)
             limited = method in ("post", "put") and path in ("/v1/notify", "/v1/subscriptions")
-            assert ("429" in operation["responses"]) == limited, (method, path)
+            assert "429" in operation["responses"] or not limited, (method, path)
             if limited:
                 assert "Retry-After" in operation["responses"]["429"]["headers"]

@@ -168,6 +168,7 @@ async def issuer_at(*documents: bytes) -> AsyncIterator[tuple[str, list[bytes]]]
         writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
         await writer.drain()
         writer.close()
+        await writer.wait_closed()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,12 @@ Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def answering(answer: bytes | Answer) -> AsyncIterator[str]:
     """A server on a free port; its URL."""
 
+    connections: set[asyncio.Task[Any]] = set()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
         try:
             await reader.readuntil(b"\r\n\r\n")
             if callable(answer):
@@ -89,14 +94,23 @@ async def answering(answer: bytes | Answer) -> AsyncIterator[str]:
             else:
                 writer.write(answer)
                 await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    async with server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+    try:
+        async with server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+    finally:
+        # Whoever asked has hung up.
+        for task in connections:
+            task.cancel()
+        if connections:
+            await asyncio.wait(connections, timeout=10)
 
 
 def http(body: bytes, *lines: str, status: str = "200 OK") -> bytes:

@@ -5,7 +5,7 @@
 | action                   | members beside `by`                                                          |
 |--------------------------|------------------------------------------------------------------------------|
 | `subscribed`             | `subscription`, `url`, `pattern`, `delivery`, `expires`                      |
-| `secret_changed`         | the same: it got a secret of its own, or another one                         |
+| `secret_given`           | the same: a secret of its own came with it, which may be the one it had      |
 | `unsubscribed`           | `subscription`                                                               |
 | `subscriptions_replaced` | `url`, `count`, `subscriptions` (the first of their ids), `secrets`: how     |
 |                          | many of them came with a secret                                              |

@@ -19,7 +19,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -29,7 +29,6 @@ from httppubsubclient.protocol.errors import (
     ConfigurationError,
     InvalidRequest,
     NotFound,
-    PubSubError,
     TooManyHops,
     Unavailable,
 )
@@ -40,7 +39,6 @@ from httppubsubclient.protocol.messages import (
     SubscribeRequest,
     Subscription,
     content_type_or_default,
-    format_time,
     parse_traceparent,
 )
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
@@ -51,7 +49,7 @@ from httppubsubserver.auth import Authenticator, check_jwt_settings, open_jwt_to
 from httppubsubserver.background import Background
 from httppubsubserver.callback_policy import CallbackPolicy
 from httppubsubserver.config import ServerConfig, load_secrets
-from httppubsubserver.consent import Consent, open_consent
+from httppubsubserver.consent import open_consent
 from httppubsubserver.delivery.dispatcher import Dispatcher
 from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.executor import Executor
@@ -59,8 +57,7 @@ from httppubsubserver.delivery.outbound import Outbound, client_certificate, ope
 from httppubsubserver.delivery.proxy import parse_proxy_url
 from httppubsubserver.delivery.resolving import Resolver
 from httppubsubserver.delivery.webhooks import Webhooks, event_identity
-from httppubsubserver.directory import Directory, Target
-from httppubsubserver.escaping import shown_url
+from httppubsubserver.directory import Directory
 from httppubsubserver.idempotency import Once
 from httppubsubserver.operations import Operations
 from httppubsubserver.publishing import Publishing
@@ -69,6 +66,7 @@ from httppubsubserver.randomness import random_bytes
 from httppubsubserver.stores import Page, SecretsChange, open_store
 from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.subscribe_checks import SubscribeChecks
+from httppubsubserver.subscribing import Subscribing
 from httppubsubserver.subscription_secrets import SubscriptionSecrets, required_secret
 from httppubsubserver.upkeep import Retention, Upkeep
 from httppubsubserver.vault import open_vault
@@ -81,9 +79,6 @@ __all__ = ["Broadcaster"]
 _LOG = logging.getLogger("httppubsub.server")
 
 _ID_BYTES = 18  # a multiple of three: base64 without padding
-
-_AUDITED_IDS = 100
-"""How many subscriptions of a replaced set are named in the audit line."""
 
 
 class Broadcaster:
@@ -131,11 +126,11 @@ class Broadcaster:
         self._background = Background()
         self._store: DurableStore | None = None
         self.authenticator: Authenticator
-        self._consent: Consent
         self._directory: Directory
         self._dispatcher: Dispatcher
         self._executor: Executor
         self._publishing: Publishing
+        self._subscribing: Subscribing
         self._upkeep: Upkeep
         self.operations: Operations
         """Looking at deliveries and sending them again; there while this is open."""
@@ -187,45 +182,16 @@ class Broadcaster:
         a durable one is still owed is due now, with its schedule from the beginning. `owner` as in `Store`: who asks,
         None for somebody to whom everything belongs.
         """
-        store = self.store
-        renewals = await self._consent.to_subscribe(request, owner=owner, now=self.now())
-        subscription, created = await store.subscribe(
-            request,
-            now=self.now(),
-            owner=owner,
-            max_subscriptions=max_subscriptions,
-            secrets=secrets or self._required_secret(request.url),
+        _ = self.store  # raises when not open
+        return await self._subscribing.subscribe(
+            request, resume=resume, owner=owner, max_subscriptions=max_subscriptions, secrets=secrets
         )
-        await self._consent.check_renewed(renewals, [subscription], now=self.now())
-        if created:
-            audit("subscribed", by=owner, **_audited(subscription))
-        if secrets is not None:
-            audit("secret_changed", by=owner, **_audited(subscription))
-        if resume and subscription.delivery == "durable":
-            # A new one too: its callback may have been held back because of others.
-            endpoint_url = subscription.url.partition("#")[0]
-            self._background.spawn(self._resume(subscription.id, endpoint_url))
-        return subscription, created
-
-    def _required_secret(self, url: str) -> SecretsChange | None:
-        """What is asked of the secrets where a request says nothing about them."""
-        return required_secret(self.config, self._secrets.to_subscribers, self.subscription_secrets, url)
-
-    async def _resume(self, subscription_id: str, endpoint_url: str) -> None:
-        try:
-            await self._executor.resume(subscription_id, endpoint_url)
-        except PubSubError as error:
-            _LOG.warning("what %s is owed could not be brought forward: %s", subscription_id, error.detail)
 
     async def unsubscribe(self, subscription_id: str, *, owner: str | None = None, by: str | None = None) -> None:
         """Remove a subscription. `by`: who asks, where everything belongs to him. Raises `NotFound`, and what
         `Consent` raises."""
         _ = self.store  # raises when not open
-        await self._consent.to_unsubscribe(subscription_id, owner=owner, now=self.now())
-        if not await self.store.unsubscribe(subscription_id, now=self.now(), owner=owner):
-            raise NotFound("there is no subscription with this id")
-        self._upkeep.wake()
-        audit("unsubscribed", by=owner or by, subscription=subscription_id)
+        await self._subscribing.unsubscribe(subscription_id, owner=owner, by=by)
 
     async def subscription(self, subscription_id: str, *, owner: str | None = None) -> Subscription:
         """One subscription. Raises `NotFound`."""
@@ -255,32 +221,10 @@ class Broadcaster:
         secrets: Mapping[Pattern, SecretsChange] | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
-        store = self.store
-        renewals = await self._consent.to_replace(url, requests, if_match=if_match, owner=owner, now=self.now())
-        changes = dict(secrets or {})
-        required = self._required_secret(url)
-        if required is not None:
-            changes |= {request.pattern: required for request in requests if request.pattern not in changes}
-        kept, etag = await store.replace(
-            url,
-            requests,
-            if_match=if_match,
-            now=self.now(),
-            owner=owner,
-            max_subscriptions=max_subscriptions,
-            secrets=changes,
+        _ = self.store  # raises when not open
+        return await self._subscribing.replace(
+            url, requests, if_match=if_match, owner=owner, max_subscriptions=max_subscriptions, secrets=secrets
         )
-        self._upkeep.wake()
-        await self._consent.check_renewed(renewals, kept, now=self.now())
-        audit(
-            "subscriptions_replaced",
-            by=owner,
-            url=shown_url(url),
-            count=len(kept),
-            secrets=len(secrets or ()),
-            subscriptions=[one.id for one in kept[:_AUDITED_IDS]],
-        )
-        return kept, etag
 
     # -- notify ---------------------------------------------------------------------------------------------------
 
@@ -401,9 +345,7 @@ class Broadcaster:
                         certificate=client_certificate(self.config),
                     )
                 )
-            self._consent = await stack.enter_async_context(
-                open_consent(self.config, store, self.egress, self._secrets)
-            )
+            consent = await stack.enter_async_context(open_consent(self.config, store, self.egress, self._secrets))
             self._directory = Directory(store)
             webhooks = Webhooks(
                 self.config,
@@ -419,7 +361,7 @@ class Broadcaster:
                 self._secrets.to_subscribers,
                 outbound,
                 webhooks,
-                gone=lambda target: self._background.spawn(self._forget(target)),
+                gone=lambda target: self._background.spawn(self._subscribing.forget(target)),
                 clock=self._clock,
                 random=self._uniform,
             )
@@ -471,6 +413,16 @@ class Broadcaster:
                 due=self._executor.due,
             )
             self.operations = Operations(store, now=self.now, wake=self._upkeep.wake)
+            to_subscribers, own_secrets = self._secrets.to_subscribers, self.subscription_secrets
+            self._subscribing = Subscribing(
+                store,
+                consent,
+                self._executor,
+                self._upkeep,
+                required_secret=partial(required_secret, self.config, to_subscribers, own_secrets),
+                background=self._background,
+                now=self.now,
+            )
             stack.push_async_callback(_cancelled, asyncio.create_task(self._upkeep.run(), name="upkeep"))
             self._stack = stack.pop_all()
         self._draining = False
@@ -494,26 +446,6 @@ class Broadcaster:
         finally:
             self._store = None
             await self._stack.aclose()
-
-    async def _forget(self, target: Target) -> None:
-        """A subscriber answered 410. If somebody has renewed it meanwhile, that was about an earlier state."""
-        try:
-            if await self.store.unsubscribe(target.id, now=self.now(), expires_at=target.expires_at):
-                self._upkeep.wake()
-                audit("unsubscribed", by="410", subscription=target.id)
-        except PubSubError as error:
-            _LOG.warning("%s answered 410 and could not be removed: %s", target.id, error.detail)
-
-
-def _audited(subscription: Subscription) -> dict[str, object]:
-    """What an audit line tells of a subscription."""
-    return {
-        "subscription": subscription.id,
-        "url": shown_url(subscription.url),
-        "pattern": str(subscription.pattern),
-        "delivery": subscription.delivery,
-        "expires": format_time(subscription.expires_at),
-    }
 
 
 def _new_id(prefix: str) -> str:

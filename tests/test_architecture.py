@@ -68,7 +68,7 @@ SERVER_ROWS = [
     {"acceptance", "background", "operations", "upkeep", "question_limits"},
     {"verification"},
     {"consent"},
-    {"publishing"},
+    {"publishing", "subscribing"},
     {"broadcaster", "delivery_json"},
     {"http_delivery_schemas", "http_requests", "http_schemas"},
     {"http_deliveries", "http_notify"},

@@ -59,6 +59,9 @@ async def test_each_hostile_receiver_is_counted_for_what_it_did_and_memory_stays
         "accept": 1,
         "endless": 1,  # 2xx decides; the endless body is not read
         "bomb": 1,
+        "gzip-bomb": 1,  # nothing is unpacked
+        "reset-after-head": 1,
+        "cookies": 1,
         "error": 0,
         "gone": 0,
         "busy": 0,
@@ -69,6 +72,15 @@ async def test_each_hostile_receiver_is_counted_for_what_it_did_and_memory_stays
         "deaf": 0,
         "drip": 0,
         "garbage": 0,
+        "drip-body": 0,
+        "interim": 0,
+        "endless-error": 0,
+        "endless-head": 0,
+        "endless-line": 0,
+        "reset-at-once": 0,
+        "reset-after-body": 0,
+        "ansi": 0,
+        "two-framings": 0,
     }
     async with open_site(tmp_path, *outcomes) as (api, broadcaster, _, receivers):
         idle = broadcaster.resident_bytes()

@@ -79,7 +79,7 @@ NO_CONSENT: dict[str, Any] = {
 
 
 async def test_39_only_the_challenge_itself_is_consent(open_desk: OpenDesk, open_asked: OpenAsked) -> None:
-    desk = await open_desk(verify_callbacks="always", verification_timeout_seconds=0.3, verifications_per_hour=1000)
+    desk = await open_desk(verify_callbacks="always", verification_timeout_seconds=0.6, verifications_per_hour=1000)
     asked = await open_asked()
     kept = await desk.made(asked.url(), topic="kept", lease_seconds=3600)
     [used] = [question["hub.challenge"] for question in asked.questions]

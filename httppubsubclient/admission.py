@@ -88,11 +88,13 @@ class AdmittingServer(uvicorn.Server):
 class _Place:
     """One connection from being accepted to being gone; the `Watcher` of its protocol."""
 
-    __slots__ = ("_doors", "connecting", "transport")
+    __slots__ = ("_doors", "begun", "connecting", "transport")
 
     def __init__(self, doors: _Doors) -> None:
         self._doors = doors
         self.connecting: asyncio.Task[None] | None = None
+        self.begun = False
+        """Its task has begun; one that is cancelled before that never does."""
         self.transport: asyncio.Transport | None = None
 
     def waiting(self) -> None:
@@ -193,6 +195,7 @@ class _Doors:
         self.taken.add(place)
         place.waiting()
         place.connecting = self._start(self._connect(connected, place), self._tasks, "take a connection")
+        place.connecting.add_done_callback(lambda _: None if place.begun else self._never_begun(connected, place))
 
     def _make_room(self) -> bool:
         longest = next(iter(self.waiting), None)
@@ -201,7 +204,12 @@ class _Doors:
         longest.give_up()
         return True
 
+    def _never_begun(self, connected: socket.socket, place: _Place) -> None:
+        place.lost()
+        connected.close()
+
     async def _connect(self, connected: socket.socket, place: _Place) -> None:
+        place.begun = True
         made = False
 
         def protocol() -> asyncio.Protocol:

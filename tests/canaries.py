@@ -6,13 +6,15 @@ HTTP client of the suite gets, and each line that a process of ours prints is lo
 seen fails.
 
 Two places may show one: the answer to the call that made it ("secret" of a subscription, once), and the command that
-signs. A secret of one or two different characters is none, because it could not be told from a body.
+signs. A secret of one or two different characters is none, because it could not be told from a body, and neither is one
+that counts (`bytes(range(32))`): bodies and topics of tests do, too.
 """
 
 from __future__ import annotations
 
 import base64
 import functools
+import itertools
 import json
 import logging
 import re
@@ -36,6 +38,8 @@ _seen: list[str] = []
 def plant(secret: bytes | str) -> None:
     """Whatever shows this from now on has given it away: as it is, in base64 of any kind, in hexadecimal."""
     raw = secret.encode() if isinstance(secret, str) else secret
+    if all(after == before + 1 for before, after in itertools.pairwise(raw)):
+        return
     forms = [raw.decode("latin-1"), raw.hex(), repr(raw)[2:-1]]
     forms += [base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode()]
     for form in forms:

@@ -29,6 +29,7 @@ come, or its end; whoever does not want to wait so long asks for it (`interrupte
 from __future__ import annotations
 
 import re
+import ssl
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -89,6 +90,16 @@ class AttemptFailed(Exception):
         self.reason = reason
         self.again = again
         self.hanging = hanging
+
+    @property
+    def told(self) -> str:
+        """The reason for people: of a `tls_error` also what is wrong, in the words of OpenSSL."""
+        cause = self.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"{self.reason}: {cause.verify_message.rstrip('.')}"
+        if isinstance(cause, ssl.SSLError) and cause.reason:
+            return f"{self.reason}: {cause.reason.lower().replace('_', ' ')}"
+        return self.reason
 
 
 @dataclass(frozen=True, slots=True)

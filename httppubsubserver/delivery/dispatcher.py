@@ -224,9 +224,9 @@ class Dispatcher:
             if not isinstance(outcome, NotMade):  # which says nothing about the callback
                 self._lanes.tell(lane, hanging=outcome.hanging)
             if outcome.again:
-                self._retry(delivery, outcome.reason, None)
+                self._retry(delivery, outcome.told, None)
             else:
-                self._failed(delivery, outcome.reason)
+                self._failed(delivery, outcome.told)
         else:
             self._lanes.tell(lane, hanging=False)
             self._answered(delivery, outcome)

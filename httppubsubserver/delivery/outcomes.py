@@ -57,7 +57,7 @@ class Outcomes:
         moment = int(now * 1_000_000)
         began_at = work.began_at or moment
         if isinstance(outcome, AttemptFailed):
-            attempt = Attempt(began_at, moment, None, outcome.reason)
+            attempt = Attempt(began_at, moment, None, outcome.told)
             if isinstance(outcome, NotMade) and outcome.for_good:
                 self._log_failure(work, attempt, None)
                 return Decision(Settlement(work.claimed.held, "dead", attempt, reason=outcome.reason), "unknown", None)

@@ -258,7 +258,7 @@ async def test_24_the_environment_plays_no_part(
         assert (await desk.notify())["notified"] == 1
         tls = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         await desk.made(tls, topic="u", delivery="durable", retry_schedule_seconds=[0])
-        assert (await told(desk, "u"))["error"] == "tls_error", "nor does it say whom to trust"
+        assert (await told(desk, "u"))["error"].startswith("tls_error: "), "nor does it say whom to trust"
     assert not any(read)
     assert trap.connections == 0
     assert "authorization" not in good.requests[0]["headers"]

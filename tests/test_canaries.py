@@ -63,5 +63,7 @@ def test_a_secret_may_be_in_the_answer_of_the_call_that_made_it() -> None:
 
 def test_what_is_no_secret_is_left_alone() -> None:
     Key("k", b"x" * 40)
+    Key("l", bytes(range(7, 39)))
     InvalidRequest("x" * 80)
+    InvalidRequest(base64.b64encode(bytes(range(7, 70))).decode())
     assert seen() == 0

@@ -31,7 +31,7 @@ _DIFFERENT: Final = 6
 _WORD = re.compile(r"[!#-~]{16,}")
 
 _pieces: set[str] = set()
-"""The beginning and the middle of every secret, in every form."""
+"""Of every secret, in every form."""
 _seen: list[str] = []
 
 
@@ -43,8 +43,9 @@ def plant(secret: bytes | str) -> None:
     forms = [raw.decode("latin-1"), raw.hex(), repr(raw)[2:-1]]
     forms += [base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode()]
     for form in forms:
-        for piece in (form[:_LENGTH], form[8 : 8 + _LENGTH]):
-            if len(piece) == _LENGTH and len(set(piece)) >= _DIFFERENT and _WORD.fullmatch(piece):
+        for at in range(0, len(form) - _LENGTH + 1, 8):
+            piece = form[at : at + _LENGTH]
+            if len(set(piece)) >= _DIFFERENT and _WORD.fullmatch(piece):
                 _pieces.add(piece)
 
 

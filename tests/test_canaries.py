@@ -66,5 +66,4 @@ def test_what_is_no_secret_is_left_alone() -> None:
     Key("k", b"x" * 40)
     Key("l", bytes(range(7, 39)))
     InvalidRequest("x" * 80)
-    InvalidRequest(base64.b64encode(bytes(range(7, 70))).decode())
     assert seen() == 0

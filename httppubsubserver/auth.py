@@ -106,6 +106,8 @@ class Authenticator:
     ) -> Principal:
         """Raises `Unauthorized` or `Replayed`, with a token also `Forbidden` and `Unavailable`. Reads nothing of the
         body: its digest is among the headers."""
+        if self._credentials.type == "none":
+            _check_no_page(headers)
         now = self._clock()
         try:
             if self._tokens is not None:
@@ -151,6 +153,17 @@ class Authenticator:
             if True in equal:
                 return None
         return match[1]
+
+
+def _check_no_page(headers: Mapping[str, str]) -> None:
+    """Where nothing has to be proven, a page that a browser near us shows could do everything: browsers send POSTs of
+    any page to any address, and say so (Fetch standard section 3.2, W3C Fetch Metadata section 2.4). Raises
+    `Forbidden`."""
+    if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
+        raise Forbidden(
+            "this came from a web page, and nothing has to be proven here: with to_broadcasters of type 'hmac' or "
+            "'token' a page that may can do this"
+        )
 
 
 # -- tokens of an issuer ----------------------------------------------------------------------------------------------

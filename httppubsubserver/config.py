@@ -170,7 +170,7 @@ class ServerConfig(BaseModel):
     jwks_file: Path | None = Field(default=None, description="The issuer's public keys, a JSON Web Key Set.")
     jwks_url: str | None = Field(default=None, description="Where they are fetched, instead of a file.")
     max_subscriptions_per_key: int = Field(
-        default=100_000, ge=0, description="Subscriptions that one owner of keys may have; more are answered 429."
+        default=10_000, ge=0, description="Subscriptions that one owner of keys may have; more are answered 429."
     )
     storage_key_file: Path | None = Field(
         default=None,

@@ -580,3 +580,32 @@ async def test_the_document_of_the_api_says_who_is_refused_where(site: Broadcast
             assert "429" in operation["responses"] or not limited, (method, path)
             if limited:
                 assert "Retry-After" in operation["responses"]["429"]["headers"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "none"}, 200),  # typed into the address bar
+        ({"origin": "http://page.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-origin"}, 403),
+    ],
+)
+@pytest.mark.parametrize("proof", ["none", "token"])
+async def test_where_nothing_has_to_be_proven_no_web_page_may_do_anything(
+    open_broadcaster: OpenBroadcaster, headers: dict[str, str], status: int, proof: str
+) -> None:
+    nothing = Secrets(Credentials.none(), Credentials.none(), ())
+    site = await open_broadcaster(secrets=nothing if proof == "none" else SECRETS)
+    if proof == "token":
+        # A page that knows a token is one that may.
+        headers = headers | {"authorization": f"Bearer {KEYS[0].secret.decode()}"}
+        status = 200
+    async with api_of(site) as api:
+        for answer in (
+            await api.get("/v1/subscriptions", headers=headers),
+            await api.post("/v1/notify", params={"topic": "t"}, content=b"x", headers=headers),
+        ):
+            assert answer.status_code == status, answer.text

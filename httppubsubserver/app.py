@@ -32,6 +32,9 @@ def create_app(config: ServerConfig) -> FastAPI:
     broadcaster = Broadcaster(config)
     app = _BroadcasterApp(
         NotifyEndpoint(broadcaster),
+        # Pages that load scripts from elsewhere have no place here; /openapi.json is what they show.
+        docs_url=None,
+        redoc_url=None,
         redirect_slashes=False,  # a redirect would be made from the Host header, and a signed request cannot follow it
         title="httppubsub broadcaster",
         version=__version__,

@@ -287,6 +287,11 @@ class Broadcaster:
         """Microseconds since 1970."""
         return int(self._clock() * 1_000_000)
 
+    @property
+    def draining(self) -> bool:
+        """Nothing new is begun any more."""
+        return self._draining
+
     def check_accepting(self) -> None:
         """Raises `Unavailable` while stopping, or when too much is under way."""
         _ = self.store  # raises when not open

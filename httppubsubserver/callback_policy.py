@@ -59,11 +59,11 @@ MAX_OWN: Final = 256
 class CallbackAddresses:
     """What `callback_networks` and `callback_ports` allow to be dialled. Raises `ConfigurationError`."""
 
-    def __init__(self, networks: Iterable[str], ports: Iterable[str]) -> None:
+    def __init__(self, networks: Iterable[str], ports: Iterable[str], nat64_prefixes: Iterable[str] = ()) -> None:
         try:
-            self._addresses = AddressPolicy(tuple(networks))
+            self._addresses = AddressPolicy(tuple(networks), nat64_prefixes=tuple(nat64_prefixes))
         except ConfigurationError as error:
-            raise ConfigurationError(f"callback_{error.detail}") from None
+            raise ConfigurationError(error.detail if "nat64" in error.detail else f"callback_{error.detail}") from None
         self.ports = CallbackPorts(ports)
 
     def allows(self, address: str, port: int) -> bool:
@@ -92,7 +92,7 @@ class CallbackPolicy:
 
     def __init__(self, config: ServerConfig, broadcasters: Iterable[str] = ()) -> None:
         """`broadcasters`: the URLs by which this one, and those that share its database, are called."""
-        self.addresses = CallbackAddresses(config.callback_networks, config.callback_ports)
+        self.addresses = CallbackAddresses(config.callback_networks, config.callback_ports, config.nat64_prefixes)
         self._https_only = config.https_only
         self._hosts = frozenset(map(_host_name, config.callback_hosts))
         self._own: set[tuple[str, int, str]] = set()

@@ -119,6 +119,11 @@ class ServerConfig(BaseModel):
         description="Which ports may be called back: numbers, ranges like 8000-8999, and the names `web` (80, 443, "
         "8080, 8443), `usual` (80, 443 and 1024-65535 without the ports of well-known other services) and `all`.",
     )
+    nat64_prefixes: tuple[str, ...] = Field(
+        default=(),
+        description="IPv6 prefixes by which your network reaches IPv4 (RFC 6052), beside 64:ff9b::/96: what is "
+        "embedded in such an address has to be allowed, too.",
+    )
     callback_hosts: tuple[str, ...] = Field(
         default=(),
         description="Host names that may be called back although only an own network knows them: `localhost`, those "

@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from starlette.types import Receive, Scope
+from starlette.types import Message, Receive, Scope
 
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.protocol.errors import (
@@ -49,6 +49,9 @@ __all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer",
 _LOG = logging.getLogger("httppubsub.server.http")
 
 _DISCARD_SECONDS = 10.0
+
+_LOOK_SECONDS = 0.5
+"""How soon a request that waits for its body notices that the broadcaster stops."""
 
 _MIN_BYTES_PER_SECOND = 1024
 """A body that arrives more slowly is given up, however lively it drips."""
@@ -202,10 +205,7 @@ class Incoming:
         if self._complete:
             return None
         seconds = self._broadcaster.config.body_idle_timeout_seconds
-        try:
-            event = await within(seconds, self._receive())
-        except TimeoutError:
-            raise TooSlow(f"nothing of the body arrived for {seconds:g} seconds") from None
+        event = await self._event(seconds)
         if event["type"] == "http.disconnect":
             raise Disconnected
         self._complete = not event.get("more_body", False)
@@ -214,7 +214,26 @@ class Incoming:
             self._check_pace(len(chunk), seconds)
         return chunk
 
+    async def _event(self, seconds: float) -> Message:
+        """What the server has next, waited for in steps: a broadcaster that stops does not wait for bodies."""
+        left = seconds
+        while True:
+            step = min(left, _LOOK_SECONDS)
+            try:
+                return await within(step, self._receive())
+            except TimeoutError:
+                left -= step
+            self._check_not_stopping()
+            if left <= 0:
+                raise TooSlow(f"nothing of the body arrived for {seconds:g} seconds")
+
+    def _check_not_stopping(self) -> None:
+        """What is there already is still taken."""
+        if self._broadcaster.draining:
+            raise Unavailable("the broadcaster is shutting down", retry_after_seconds=1)
+
     def _check_pace(self, size: int, seconds: float) -> None:
+        self._check_not_stopping()
         now = time.monotonic()
         self._began = self._began or now
         self._read += size

@@ -103,6 +103,25 @@ async def test_sigterm_in_the_middle_of_a_notify_finishes_it_refuses_others_and_
         assert await broadcaster.ended() == 0
 
 
+async def test_bodies_that_are_still_coming_when_it_stops_are_answered_503(tmp_path: Path) -> None:
+    site = await Site.make(tmp_path / "site", "--to-broadcasters-auth", "none", "--to-subscribers-auth", "none")
+    head = b"POST /v1/notify?topic=t HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nbegun"
+    async with site.serve() as broadcaster:
+        url = httpx.URL(await broadcaster.url())
+        uploads = [await asyncio.open_connection("127.0.0.1", url.port) for _ in range(10)]
+        for _, writer in uploads:
+            writer.write(head)
+        async with httpx.AsyncClient(base_url=url) as api:
+            assert (await api.post("/v1/notify?topic=t", content=b"x")).status_code == 200
+        broadcaster.signal(signal.SIGTERM)
+        for reader, writer in uploads:
+            answer = await reader.readuntil(b"\r\n")
+            assert answer == b"HTTP/1.1 503 Service Unavailable\r\n"
+            writer.close()
+        assert await broadcaster.ended() == 0
+        assert "Traceback" not in broadcaster.output()
+
+
 async def test_two_workers_behind_one_port_share_the_file(site: Site) -> None:
     async with site.serve("--workers", "2") as workers:
         url = await workers.url()

@@ -394,3 +394,14 @@ async def test_nothing_of_a_refusal_is_a_warning(
     async with api_of(broadcaster) as api:
         await api.post("/v1/subscriptions", json={"url": "http://127.0.0.1/", "glob": "*"})
     assert not caplog.records
+
+
+def test_what_is_embedded_behind_an_own_prefix_of_nat64_has_to_be_allowed_too() -> None:
+    inside = "http://[2001:67c:2e8:64::a00:1]:8080/"  # 10.0.0.1
+    CallbackPolicy(ServerConfig(callback_networks=("public",))).check(parse_callback_url(inside))
+    policy = CallbackPolicy(ServerConfig(callback_networks=("public",), nat64_prefixes=("2001:67c:2e8:64::/96",)))
+    with pytest.raises(CallbackRefused):
+        policy.check(parse_callback_url(inside))
+    assert not policy.addresses.allows("2001:67c:2e8:64::a00:1", 8080)
+    with pytest.raises(ConfigurationError, match=r"^nat64_prefixes"):
+        CallbackPolicy(ServerConfig(nat64_prefixes=("2001:db8::/64x",)))

@@ -44,7 +44,7 @@ from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.quotas import Charge
 
-__all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer", "problem_response"]
+__all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer", "problem_response", "slowness"]
 
 _LOG = logging.getLogger("httppubsub.server.http")
 
@@ -55,6 +55,9 @@ _LOOK_SECONDS = 0.5
 
 _MIN_BYTES_PER_SECOND = 1024
 """A body that arrives more slowly is given up, however lively it drips."""
+_LONG_SECONDS = 600.0
+_MIN_BYTES_PER_SECOND_FOR_LONG = 64 * 1024
+"""What comes for longer than that comes with so much on average, or a place would be held for days."""
 _MAX_WAIT_SECONDS = 3600
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
@@ -237,8 +240,9 @@ class Incoming:
         now = time.monotonic()
         self._began = self._began or now
         self._read += size
-        if now - self._began > seconds + self._read / _MIN_BYTES_PER_SECOND:
-            raise TooSlow(f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s")
+        too_slow = slowness(now - self._began, self._read, seconds)
+        if too_slow is not None:
+            raise TooSlow(too_slow)
 
     async def _discard(self) -> None:
         """Read on for a while: closing on a sender in mid-sentence resets the connection, and it never sees why.
@@ -251,6 +255,18 @@ class Incoming:
             async with asyncio.timeout(_DISCARD_SECONDS):
                 while await self._chunk() is not None:
                     pass
+
+
+def slowness(elapsed: float, size: int, grace_seconds: float) -> str | None:
+    """What to say of a body of which so many bytes have come in so many seconds; None: it is fast enough."""
+    if elapsed > grace_seconds + size / _MIN_BYTES_PER_SECOND:
+        return f"the body arrives more slowly than {_MIN_BYTES_PER_SECOND} bytes/s"
+    if elapsed > _LONG_SECONDS + size / _MIN_BYTES_PER_SECOND_FOR_LONG:
+        return (
+            f"the body takes longer than {_LONG_SECONDS:.0f} s and arrives more slowly than "
+            f"{_MIN_BYTES_PER_SECOND_FOR_LONG} bytes/s"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args, get_origin
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.protocol.keys import Secrets, secrets_from_json
@@ -40,11 +40,20 @@ _CLIENT_PREFIX = "HTTPPUBSUB_CLIENT_"
 _UNSHOWN = frozenset({"db", "egress_proxy"})
 """Settings whose value may hold a password: error texts never repeat it."""
 
+_LISTS = {
+    "callback_networks": '["public", "10.1.0.0/16"]',
+    "callback_ports": '["web", 9000, "9100-9199"]',
+    "nat64_prefixes": '["2001:db8:64::/96"]',
+    "callback_hosts": '["orders.internal"]',
+}
+"""An example of each setting that is a list."""
+
 
 class ServerConfig(BaseModel):
     """What a `Broadcaster` is told. Everything but the secrets file has a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # An input in an error may hold a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     db: str = Field(default="sqlite:///httppubsub.sqlite3", description="Where subscriptions are kept.")
     secrets_file: Path | None = Field(
@@ -116,7 +125,7 @@ class ServerConfig(BaseModel):
     )
     callback_ports: tuple[str, ...] = Field(
         default=("usual",),
-        description="Which ports may be called back: numbers, ranges like 8000-8999, and the names `web` (80, 443, "
+        description="Which ports may be called back: numbers, ranges like `8000-8999`, and the names `web` (80, 443, "
         "8080, 8443), `usual` (80, 443 and 1024-65535 without the ports of well-known other services) and `all`.",
     )
     nat64_prefixes: tuple[str, ...] = Field(
@@ -235,6 +244,17 @@ class ServerConfig(BaseModel):
         ge=0,
         description="How long a stop waits for running attempts; they have their own deadlines, too.",
     )
+
+    @field_validator("callback_networks", "callback_ports", "nat64_prefixes", "callback_hosts", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object, field: ValidationInfo) -> tuple[str, ...]:
+        """One entry stands for a list of it, and a port may be a number."""
+        entries = tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
+        if field.field_name == "callback_ports":
+            entries = tuple(str(entry) if type(entry) is int else entry for entry in entries)
+        if not all(isinstance(entry, str) for entry in entries):
+            raise ValueError(f"should be a list like {_LISTS[str(field.field_name)]}")
+        return tuple(str(entry) for entry in entries)
 
     @model_validator(mode="after")
     def _delivery_leases_outlast_attempts(self) -> Self:
@@ -444,7 +464,7 @@ def _fault(location: tuple[int | str, ...], message: str, given: Mapping[str, _G
         return message.removeprefix("Value error, ")
     name = str(location[0])
     value, source = given[name]
-    expected = message.removeprefix("Input ")
+    expected = message.removeprefix("Input ").removeprefix("Value error, ")
     if not expected.startswith("should"):
         expected = f"is wrong: {expected}"
     return f"{source} {expected}" + ("" if name in _UNSHOWN else f"; got {_shortened(repr(value))}")

@@ -116,6 +116,59 @@ def test_a_switch_is_not_a_number(tmp_path: Path) -> None:
     assert f"{file}: port should not be true or false" in refusal(file=file)
 
 
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        ('[443, "8000-8999"]', ("443", "8000-8999")),
+        ('["web", 9000]', ("web", "9000")),
+        ("443", ("443",)),
+        ('"web"', ("web",)),
+        ('"web, 9000"', ("web", "9000")),
+        ("[]", ()),
+    ],
+)
+def test_ports_are_numbers_or_texts_several_or_one(tmp_path: Path, text: str, ports: tuple[str, ...]) -> None:
+    assert load_config(file=toml(tmp_path, f"callback_ports = {text}"), environ={}).callback_ports == ports
+
+
+def test_a_program_gives_lists_as_a_file_does() -> None:
+    given: dict[str, Any] = {"callback_ports": ["web", 443], "callback_networks": "public", "callback_hosts": ("h",)}
+    config = ServerConfig(**given)
+    assert (config.callback_ports, config.callback_networks) == (("web", "443"), ("public",))
+    assert config.callback_hosts == ("h",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("callback_ports", "[true]"),
+        ("callback_ports", "[80.5]"),
+        ("callback_ports", '[["web"]]'),
+        ("callback_networks", "[10]"),
+        ("callback_hosts", "5"),
+        ("nat64_prefixes", "[64]"),
+    ],
+)
+def test_an_entry_of_the_wrong_kind_is_told_in_words(tmp_path: Path, name: str, text: str) -> None:
+    told = refusal(file=toml(tmp_path, f"{name} = {text}"))
+    assert f"{name} should be a list like [" in told
+    assert "tuple" not in told
+
+
+def test_every_setting_that_is_a_list_may_be_a_single_entry() -> None:
+    lists = [name for name, field in ServerConfig.model_fields.items() if field.annotation == tuple[str, ...]]
+    assert len(lists) >= 4
+    for name in lists:
+        given: dict[str, Any] = {name: "one"}
+        assert getattr(ServerConfig(**given), name) == ("one",)
+
+
+def test_an_error_does_not_repeat_other_settings() -> None:
+    with pytest.raises(ValueError, match="delivery_lease_seconds") as caught:
+        ServerConfig(egress_proxy="http://me:hunter2@proxy:3128", delivery_lease_seconds=1)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_the_password_in_a_database_url_is_not_repeated() -> None:
     assert "hunter2" not in refusal(overrides={"db": ["postgresql://me:hunter2@db/x"]})
 

@@ -1,7 +1,7 @@
 """Which callbacks may be registered, decided by the URL alone: nothing is resolved and nobody is asked.
 
     policy = CallbackPolicy(config, broadcasters)
-    policy.check(callback)                              # raises CallbackRefused, InvalidUrl
+    policy.check(callback)                              # raises CallbackRefused
     egress = Egress(policy.addresses)                   # the same networks and ports, asked for each connection
 
 | refused                                                            | unless                                        |
@@ -115,9 +115,9 @@ class CallbackPolicy:
             self._own.add((own, port, f"{path.rstrip('/')}/"))
 
     def check(self, callback: CallbackUrl) -> None:
-        """Raises `InvalidUrl` or `CallbackRefused`."""
+        """Raises `CallbackRefused`."""
         if self._https_only and callback.scheme != "https":
-            raise InvalidUrl("this broadcaster calls back over https only")
+            raise CallbackRefused("this broadcaster calls back over https only")
         if callback.port not in self.addresses.ports:
             raise CallbackRefused(f"this broadcaster does not call back at port {callback.port}")
         if parse_address(callback.host) is not None:

@@ -262,7 +262,7 @@ async def test_11_the_canonical_form_is_what_a_set_is_found_by(open_desk: OpenDe
 async def test_02_with_https_only_there_is_no_http(open_desk: OpenDesk) -> None:
     desk = await open_desk(https_only=True)
     for url in (CALLBACK, "HTTP://127.0.0.1:2000/", "http://127.0.0.1:443/", "http://example.com/"):
-        await assert_refused(desk, url)
+        await assert_refused(desk, url, "callback_refused")
     assert (await desk.made("https://127.0.0.1:2000/"))["url"] == "https://127.0.0.1:2000/"
 
 

@@ -69,7 +69,9 @@ class Principal:
     def check_permanent(self) -> None:
         """Whether his subscriptions may last for ever. Raises `Forbidden`."""
         if self.owner is not None and not self.permissions.admin:
-            raise Forbidden("only a key with 'admin' may subscribe without a lease: give lease_seconds instead")
+            raise Forbidden(
+                "only a key or token with 'admin' may subscribe without a lease: give lease_seconds instead"
+            )
 
 
 NOBODY: Final = Principal(None, None, Permissions(admin=True))
@@ -144,7 +146,11 @@ class Authenticator:
         if "signature-input" in headers and self._credentials.type == "hmac":
             return None
         match = _BEARER.fullmatch(headers.get("authorization", "").strip(" \t"))
-        if match is None or not looks_like_jwt(match[1]):
+        if match is None:
+            return None
+        if self._credentials.type == "hmac":
+            return match[1]  # Whatever it is, it can be meant as nothing else.
+        if not looks_like_jwt(match[1]):
             return None
         if self._credentials.type == "token":
             # A token in the secrets file may look like anything. All of them, so that the time tells nothing.

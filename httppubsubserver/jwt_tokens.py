@@ -24,6 +24,7 @@ import re
 from base64 import urlsafe_b64decode
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from httppubsubclient.protocol.errors import ConfigurationError, Forbidden, Unauthorized
@@ -111,7 +112,9 @@ class JwtTokens:
         import jwt
 
         if len(token) > MAX_TOKEN_LENGTH or not _TOKEN.fullmatch(token):
-            raise Unauthorized("the token does not have the form of a JWT", reason="malformed")
+            raise Unauthorized(
+                "the token is none of the issuer: it does not have the form of a JWT", reason="malformed"
+            )
         kid, algorithm = _head(token)
         keys = await self._keys.find(kid, algorithm)
         if not keys:
@@ -220,6 +223,6 @@ def _permissions(claims: Mapping[str, Any]) -> Permissions:
             raise Forbidden(f"the claim '{CLAIM}' of this token has the member {ascii(name)[:42]}, which is not known")
         claimed = {"publish": [], "subscribe": []} | claimed
     try:
-        return permissions_from_json(claimed, CLAIM)
+        return replace(permissions_from_json(claimed, CLAIM), whose="this token")
     except ConfigurationError as error:
         raise Forbidden(f"the permissions of this token cannot be read: {error.detail}") from None

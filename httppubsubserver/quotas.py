@@ -128,5 +128,5 @@ def _exceeded(what: str, wait_microseconds: int) -> QuotaExceeded:
     seconds = wait_microseconds / _MICROSECONDS
     shown = f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
     return QuotaExceeded(
-        f"this key may publish {what} a second, and has for now; again in {shown} s", retry_after_seconds=seconds
+        f"permitted are {what} a second, which is used up for now; again in {shown} s", retry_after_seconds=seconds
     )

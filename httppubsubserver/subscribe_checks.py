@@ -97,8 +97,8 @@ class SubscribeChecks:
             for pattern in patterns:
                 if self._seconds() - began > _MAX_SECONDS:
                     fault = QuotaExceeded(
-                        "these patterns are too many, and too intricate, to be compared at once with what this key may "
-                        "subscribe to: ask for fewer at a time",
+                        "these patterns are too many, and too intricate, to be compared at once with what may be "
+                        "subscribed to: ask for fewer at a time",
                         retry_after_seconds=_MAX_SECONDS,
                     )
                     break

@@ -36,7 +36,7 @@ from httppubsubclient.protocol.errors import ConfigurationError, Forbidden, Inva
 from httppubsubclient.protocol.globs import Glob, parse_glob
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.token_bucket import MAX_PER_SECOND, Rate
-from httppubsubclient.protocol.topics import shown_topic
+from httppubsubclient.protocol.topics import MAX_TOPIC_BYTES, shown_topic
 
 __all__ = [
     "BURST_SECONDS",
@@ -100,6 +100,8 @@ class Permissions:
     quotas: Quotas = Quotas()
     valid_until: float | None = None
     """Unix seconds; None is for ever."""
+    whose: str = field(default="this key", compare=False)
+    """What they are of, in the texts of refusals."""
     _publish: tuple[Glob, ...] = field(init=False, repr=False, compare=False)
     _subscribe: tuple[Pattern, ...] = field(init=False, repr=False, compare=False)
 
@@ -124,7 +126,8 @@ class Permissions:
         """Raises `Forbidden`, which names the topic and what is permitted."""
         if not self.may_publish(topic):
             raise Forbidden(
-                f"this key may not publish to the topic {shown_topic(topic)}; it may publish to {_shown(self.publish)}"
+                f"{self.whose} may not publish to the topic {shown_topic(topic)}; "
+                f"it may publish to {_shown(self.publish)}"
             )
 
     def check_subscribe(self, pattern: Pattern) -> None:
@@ -139,11 +142,22 @@ class Permissions:
         elif counterexample is None:
             why = " (it is too intricate to tell that nothing else is matched: ask for simpler ones)"
         else:
-            why = f", which matches {shown_topic(counterexample)}, too"
+            why = f", which matches {shown_topic(self._readable(counterexample, pattern))}, for example"
         asked = f"topic {shown_topic(pattern.value)}"
         if pattern.kind != "exact":
             asked = f"{'glob' if pattern.kind == 'glob' else 'MQTT filter'} {_quoted(pattern.value.decode('utf-8'))}"
-        raise Forbidden(f"this key may not subscribe to the {asked}{why}; it may subscribe to {_shown(self.subscribe)}")
+        raise Forbidden(
+            f"{self.whose} may not subscribe to the {asked}{why}; it may subscribe to {_shown(self.subscribe)}"
+        )
+
+    def _readable(self, counterexample: bytes, pattern: Pattern) -> bytes:
+        """The same with something in its empty segments, if that is one, too: `foo/` looks like a mistake."""
+        filled = b"/".join(segment or b"x" for segment in counterexample.split(b"/"))
+        matcher = pattern.matcher()
+        if filled == counterexample or len(filled) > MAX_TOPIC_BYTES or matcher is None:
+            return counterexample
+        shows_it = matcher.matches(filled) and not self.may_subscribe(Pattern.exact(filled))
+        return filled if shows_it else counterexample
 
 
 def permissions_from_json(obj: object, place: str) -> Permissions:

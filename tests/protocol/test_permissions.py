@@ -84,11 +84,15 @@ def test_who_may_not_subscribe_is_told_a_topic_that_is_too_much() -> None:
     with pytest.raises(Forbidden) as caught:
         permissions.check_subscribe(Pattern.glob("orders/[5-7]/x"))
     assert str(caught.value) == (
-        "this key may not subscribe to the glob 'orders/[5-7]/x', which matches orders/7/x, too; it may subscribe to "
-        "'orders/0/*', 'orders/1/*', 'orders/2/*', 'orders/3/*', 'orders/4/*' and 2 more"
+        "this key may not subscribe to the glob 'orders/[5-7]/x', which matches orders/7/x, for example; "
+        "it may subscribe to 'orders/0/*', 'orders/1/*', 'orders/2/*', 'orders/3/*', 'orders/4/*' and 2 more"
     )
-    with pytest.raises(Forbidden, match=r"the MQTT filter 'orders/#', which matches orders, too; "):
+    with pytest.raises(Forbidden, match=r"the MQTT filter 'orders/#', which matches orders, for example; "):
         permissions.check_subscribe(Pattern.mqtt("orders/#"))
+    with pytest.raises(Forbidden, match=r"the glob 'foo/\*', which matches foo/x, for example; "):
+        permissions.check_subscribe(Pattern.glob("foo/*"))
+    with pytest.raises(Forbidden, match=r"the glob '\*/', which matches /, for example; "):
+        Permissions(subscribe=("x/x", "*/y")).check_subscribe(Pattern.glob("*/"))
     with pytest.raises(Forbidden, match="the topic orders/9; it may"):
         permissions.check_subscribe(Pattern.exact(b"orders/9"))
     Permissions().check_subscribe(Pattern.exact(b"\xff"))

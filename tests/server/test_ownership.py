@@ -277,6 +277,14 @@ async def test_publishing_needs_a_glob_that_matches_before_a_byte_of_the_body_is
         assert (await who("orders").post(f"/v1/notify?topic={topic}")).status_code == 200
 
 
+async def test_what_a_token_may_not_do_is_told_of_the_token(who: As) -> None:
+    holder = who(token(httppubsub={"publish": ["a"], "subscribe": ["a"]}, **SOON))
+    answer = await holder.post("/v1/notify?topic=b")
+    assert problem(answer, 403, "forbidden").startswith("this token may not publish to the topic b;")
+    answer = await holder.post("/v1/subscriptions", json={"url": A, "glob": "*"})
+    assert problem(answer, 403, "forbidden").startswith("this token may not subscribe to the glob '*',")
+
+
 async def test_only_an_admin_subscribes_for_ever(who: As) -> None:
     for name in ("plain", "orders", token(**SOON)):
         answer = await who(name).post("/v1/subscriptions", json={"url": A, "glob": "orders/*", "permanent": True})
@@ -514,8 +522,10 @@ async def test_with_signed_requests_a_token_is_an_alternative(
         bearer = {"authorization": f"Bearer {token(**SOON)}"}
         assert (await api.get("/v1/subscriptions", headers=bearer)).status_code == 200
         answer = await api.get("/v1/subscriptions", headers={"authorization": "Bearer something"})
-        problem(answer, 401, "unauthorized")
+        assert "none of the issuer" in problem(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Signature, Bearer"
+        answer = await api.get("/v1/subscriptions", headers={"authorization": "Basic eyJ4Og=="})
+        assert "signature is missing" in problem(answer, 401, "unauthorized")
         request: dict[str, Any] = {"method": "GET", "path": "/v1/subscriptions", "query": "", "headers": {}}
         signed = sign_request(hmac, **request, now=int(now), nonce="n" * 22)
         # What a proxy added for itself does not spoil a good signature.

@@ -180,11 +180,13 @@ def check_jwt_settings(config: ServerConfig, credentials: Credentials) -> None:
     settings = (config.jwt_issuer, config.jwt_audience, config.jwks_file, config.jwks_url)
     if all(setting is None for setting in settings):
         return
-    issuer_is_known = config.jwt_issuer is not None and config.jwt_audience is not None
-    if not issuer_is_known or (config.jwks_file is None) == (config.jwks_url is None):
-        raise ConfigurationError(
-            "tokens of an issuer need jwt_issuer, jwt_audience, and one of jwks_file and jwks_url: set these, or none"
-        )
+    missing = [name for name in ("jwt_issuer", "jwt_audience") if getattr(config, name) is None]
+    if config.jwks_file is None and config.jwks_url is None:
+        missing.append("one of jwks_file and jwks_url")
+    if missing:
+        raise ConfigurationError(f"tokens of an issuer need {' and '.join(missing)}, too, which is not set")
+    if config.jwks_file is not None and config.jwks_url is not None:
+        raise ConfigurationError("jwks_file and jwks_url are both set: the keys of the issuer are in one of them")
     if credentials.type == "none":
         raise ConfigurationError(
             "jwt_issuer is set, but the type of to_broadcasters in the secrets file is 'none': nobody would have to "

@@ -13,6 +13,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -22,7 +25,7 @@ import httpx
 
 from httppubsubclient.protocol.errors import ConfigurationError, PubSubError, Unavailable
 
-__all__ = ["ALGORITHMS", "IssuerKeys", "PublicKey", "fetch_jwks", "read_jwks", "read_jwks_file"]
+__all__ = ["ALGORITHMS", "IssuerKeys", "PublicKey", "fetch_jwks", "read_jwks", "read_jwks_file", "why_not_fetched"]
 
 _LOG = logging.getLogger("httppubsub.server.auth")
 
@@ -42,6 +45,7 @@ _RSA_BITS: Final = range(2048, 8193)
 _PUBLIC: Final = ("kty", "crv", "n", "e", "x", "y")
 """What is read of a key: nothing private, even where it is there."""
 _FETCH_SECONDS: Final = 5.0
+_MAX_CAUSES: Final = 10
 _LOOK_AGAIN_SECONDS: Final = 60.0
 _REFRESH_SECONDS: Final = 600.0
 
@@ -119,7 +123,9 @@ def _checked(text: bytes, source: str) -> tuple[PublicKey, ...]:
 
 
 async def fetch_jwks(url: str, *, seconds: float = _FETCH_SECONDS) -> tuple[PublicKey, ...]:
-    """Ask the issuer. Raises `ConfigurationError` for a bad answer, `Unavailable` for none."""
+    """Ask the issuer. Raises `ConfigurationError` for a bad answer, `Unavailable` for none; what is told of the URL is
+    where it leads, not its path and query."""
+    named = f"jwks_url ({_origin(url)})"
     try:
         async with (
             asyncio.timeout(seconds),
@@ -127,18 +133,45 @@ async def fetch_jwks(url: str, *, seconds: float = _FETCH_SECONDS) -> tuple[Publ
             client.stream("GET", url, headers={"accept-encoding": "identity", "accept": "application/json"}) as answer,
         ):
             if answer.status_code != 200:
-                raise ConfigurationError(f"jwks_url was answered {answer.status_code}")
+                raise ConfigurationError(f"{named} was answered {answer.status_code}")
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
-                raise ConfigurationError("jwks_url was answered with a Content-Encoding that was not asked for")
+                raise ConfigurationError(f"{named} was answered with a Content-Encoding that was not asked for")
             text = b""
             async for chunk in answer.aiter_raw():
                 text += chunk
                 if len(text) > MAX_JWKS_BYTES:
                     break
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
-        # Not the text of the error: it may repeat the URL, which may hold a password.
-        raise Unavailable(f"jwks_url could not be fetched: {type(error).__name__}") from None
-    return _checked(text, "what jwks_url answered")
+        raise Unavailable(f"{named} could not be fetched: {why_not_fetched(error, seconds)}") from None
+    return _checked(text, f"what {named} answered")
+
+
+def _origin(url: str) -> str:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return "not a URL"
+    return f"{parsed.scheme}://{parsed.netloc.decode('ascii', 'replace')}"
+
+
+def why_not_fetched(error: BaseException, seconds: float) -> str:
+    """What went wrong, in the words of the system; not in those of the error, which may repeat a URL with a secret."""
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return f"no answer within {seconds:g} s"
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not accepted: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {getattr(cause, 'reason', None) or 'no handshake'}"
+        if isinstance(cause, OSError) and cause.errno:
+            # asyncio's own text of another OSError names the address.
+            return str(cause.strerror) if isinstance(cause, socket.gaierror) else os.strerror(cause.errno)
+        if isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        else:
+            cause = None if cause is None else cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 class IssuerKeys:

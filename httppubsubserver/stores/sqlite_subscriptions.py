@@ -137,8 +137,8 @@ def _check_count(db: sqlite3.Connection, asking: Asking, now: int, more: int) ->
         ).fetchone()
     if present + more > asking.max_subscriptions:
         raise QuotaExceeded(
-            f"{asking.max_subscriptions} subscriptions are permitted, and their owner has {present}: remove some first, "
-            "or let their leases end"
+            f"{asking.max_subscriptions} subscriptions are permitted, and their owner has {present}: remove some "
+            "first, or let their leases end"
         )
 
 

@@ -216,7 +216,7 @@ async def test_a_broadcaster_that_cannot_know_its_issuer_says_so_and_lets_in_key
             answer = await http.get(f"{url}/v1/subscriptions", headers=headers)
         assert answer.status_code == 503
         assert (await call(site.directory, url, "GET", "/v1/subscriptions")).status_code == 200
-        assert "jwks_url could not be fetched" in process.output()
+        assert "jwks_url (http://127.0.0.1:1) could not be fetched" in process.output()
 
 
 async def test_a_token_in_the_query_lets_nobody_in_and_is_not_written_down(tmp_path: Path) -> None:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from httppubsubclient.protocol.errors import ConfigurationError, PubSubError, Unavailable
-from httppubsubserver.jwt_keys import MAX_JWKS_BYTES, IssuerKeys, PublicKey, fetch_jwks, read_jwks, read_jwks_file
+from httppubsubserver.jwt_keys import (
+    MAX_JWKS_BYTES,
+    IssuerKeys,
+    PublicKey,
+    fetch_jwks,
+    read_jwks,
+    read_jwks_file,
+    why_not_fetched,
+)
 from tests.server.issuer import jwk, jwks, private_key
 
 ONE = jwks(jwk("P-256", "k1"))
@@ -170,8 +181,36 @@ async def test_an_answer_that_never_ends_and_one_that_never_begins_are_given_up(
         with pytest.raises(ConfigurationError, match="more than"):
             await fetch_jwks(url)
     async with answering(silent) as url:
-        with pytest.raises(Unavailable, match="could not be fetched"):
+        with pytest.raises(Unavailable, match=r"jwks_url \(http://127\.0\.0\.1:\d+\) could not .* no answer within"):
             await fetch_jwks(url, seconds=0.05)
+
+
+async def test_an_issuer_that_cannot_be_reached_is_told_with_its_place_and_the_reason() -> None:
+    async with answering(http(ONE)) as url:
+        pass
+    with pytest.raises(
+        Unavailable, match=r"jwks_url \(http://127.*:\d+\) could not be fetched: Connection refused$"
+    ) as caught:
+        await fetch_jwks(f"{url}?token=hunter2")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cause", "text"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "Name or service not known"),
+        (ExceptionGroup("all", [ConnectionRefusedError(111, "Connect call failed ('x?token=t', 1)")]), "refused"),
+        (ssl.SSLError(1, "[SSL: X] x?token=t"), "TLS: no handshake"),
+        (ValueError("x?token=t"), "ConnectError"),
+        (None, "ConnectError"),
+    ],
+)
+def test_the_reason_is_what_the_system_says(cause: Exception | None, text: str) -> None:
+    error = httpx.ConnectError("x?token=t")
+    error.__cause__ = cause
+    told = why_not_fetched(error, 5)
+    assert text in told
+    assert "token" not in told
 
 
 async def test_variables_of_the_environment_play_no_part(monkeypatch: pytest.MonkeyPatch) -> None:

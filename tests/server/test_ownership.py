@@ -552,11 +552,12 @@ async def test_a_token_in_the_secrets_file_may_look_like_one_of_an_issuer(
 @pytest.mark.parametrize(
     ("settings", "secrets", "fault"),
     [
-        ({"jwt_issuer": "x"}, SECRETS, "jwt_audience"),
-        ({"jwt_audience": "x"}, SECRETS, "jwt_issuer"),
-        ({"jwks_url": "https://x/"}, SECRETS, "jwt_issuer"),
-        ({"jwt_issuer": "x", "jwt_audience": "x"}, SECRETS, "one of jwks_file and jwks_url"),
-        ({"jwt_issuer": "x", "jwt_audience": "x", "jwks_url": "https://x/", "jwks_file": "y"}, SECRETS, "one of"),
+        ({"jwt_issuer": "x"}, SECRETS, "need jwt_audience and one of jwks_file and jwks_url, too"),
+        ({"jwt_audience": "x"}, SECRETS, "need jwt_issuer and one of"),
+        ({"jwks_url": "https://x/"}, SECRETS, "need jwt_issuer and jwt_audience, too"),
+        ({"jwt_issuer": "x", "jwks_url": "https://x/"}, SECRETS, "need jwt_audience, too"),
+        ({"jwt_issuer": "x", "jwt_audience": "x"}, SECRETS, "need one of jwks_file and jwks_url, too"),
+        ({"jwt_issuer": "x", "jwt_audience": "x", "jwks_url": "https://x/", "jwks_file": "y"}, SECRETS, "both set"),
         ({"jwt_issuer": "x", "jwt_audience": "x", "jwks_url": "ftp://x/"}, SECRETS, "jwks_url: "),
         ({"jwt_issuer": "x", "jwt_audience": "x", "jwks_url": "https://u:hunter2@x/"}, SECRETS, "jwks_url: "),
         ({"jwt_issuer": "x", "jwt_audience": "x", "jwks_file": "/nowhere"}, SECRETS, "jwks_file '/nowhere'"),

@@ -254,8 +254,8 @@ def _wanted(asked: str) -> tuple[str, str | None]:
         given = parse_key(asked)
     except ConfigurationError as error:
         raise InvalidSecret(
-            f'{error.detail}. A secret is "generate" or "generate-v1a", for a new one, or whsec_ or whsk_ and its bytes '
-            "in base64"
+            f'{error.detail}. A secret is "generate" or "generate-v1a", for a new one, or whsec_ or whsk_ and its '
+            "bytes in base64"
         ) from None
     if isinstance(given, PublicKey):
         raise InvalidSecret("a whpk_ key signs nothing: a secret is whsec_... or whsk_...")

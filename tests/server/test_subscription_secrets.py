@@ -146,6 +146,15 @@ def test_what_is_no_secret_or_a_weak_one_is_refused_without_showing_it(secrets: 
     assert len(text) < 12 or text[6:] not in caught.value.detail
 
 
+def test_the_refusal_says_what_a_secret_is(secrets: SubscriptionSecrets) -> None:
+    with pytest.raises(InvalidSecret) as caught:
+        secrets.change("whsec_...")
+    assert caught.value.detail == (
+        'what follows whsec_ is not padded base64. A secret is "generate" or "generate-v1a", for a new one, or whsec_ '
+        "or whsk_ and its bytes in base64"
+    )
+
+
 @given(st.text(max_size=200))
 def test_any_other_text_is_refused_with_one_kind_of_error(text: str) -> None:
     with pytest.raises(InvalidSecret):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -42,6 +42,7 @@ from httppubsubclient.protocol.signatures import parse_content_digest
 from httppubsubclient.waiting import within
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.config import nearest
 from httppubsubserver.quotas import Charge
 
 __all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer", "problem_response", "slowness"]
@@ -59,6 +60,8 @@ _LONG_SECONDS = 600.0
 _MIN_BYTES_PER_SECOND_FOR_LONG = 64 * 1024
 """What comes for longer than that comes with so much on average, or a place would be held for days."""
 _MAX_WAIT_SECONDS = 3600
+_MAX_NAME = 40
+"""Characters that are shown of a member that does not exist."""
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
 M = TypeVar("M", bound=BaseModel)
@@ -193,7 +196,7 @@ class Incoming:
         try:
             return model.model_validate_json(body.data or b"")
         except ValidationError as error:
-            raise InvalidRequest(_described(error.errors())) from None
+            raise InvalidRequest(_described(error.errors(), _members(model))) from None
 
     def _expected_digest(self) -> bytes | None:
         headers = self.headers
@@ -303,10 +306,31 @@ def _checked(body: Body, expected: bytes | None) -> Body:
     return body
 
 
-def _described(errors: Sequence[Any]) -> str:
-    """pydantic's findings in one line, without the input, which may be long or secret."""
+def _described(errors: Sequence[Any], members: Sequence[str] = ()) -> str:
+    """pydantic's findings in one line, without the input, which may be long or secret. `members` are those that
+    exist: of a name that is none of them the nearest one is told."""
     parts = []
     for error in errors[:5]:
-        place = ".".join(str(part) for part in error["loc"] if part not in ("body", "query")) or "body"
-        parts.append(f"{place}: {error['msg']}")
+        place = ".".join(_shown(part) for part in error["loc"] if part not in ("body", "query")) or "body"
+        if error["type"] == "extra_forbidden":
+            hint = nearest(_shown(error["loc"][-1]), members) or f"; known are {', '.join(members)}"
+            parts.append(f"{place}: no such member{hint}")
+        else:
+            parts.append(f"{place}: {error['msg']}")
     return "; ".join(parts)
+
+
+def _members(model: type[BaseModel]) -> list[str]:
+    """The names of what a JSON document of this form may have, those of the objects in its lists included."""
+    names = list(model.model_fields)
+    for field in model.model_fields.values():
+        for inner in get_args(field.annotation):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                names += inner.model_fields
+    return names
+
+
+def _shown(part: int | str) -> str:
+    """A part of a place: an index, or a name, which may be anything that was sent."""
+    text = ascii(str(part))[1:-1]
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."

@@ -192,6 +192,29 @@ class TestSubscriptions:
     ) -> None:
         assert_problem(await api.post("/v1/subscriptions", json={"url": CALLBACK, **fields}), status, code)
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("secrets", "secrets: no such member; did you mean 'secret'?"),
+            ("lease_second", "lease_second: no such member; did you mean 'lease_seconds'?"),
+            ("zzz", "zzz: no such member; known are topic, topic_b64, "),
+            ("x" * 50_000, "x" * 40 + "...: no such member; known are "),
+            ("a\n\u202e", r"a\n\u202e: no such member; known are "),
+        ],
+    )
+    async def test_a_member_that_does_not_exist_is_told_with_the_nearest_that_does(
+        self, api: httpx.AsyncClient, name: str, text: str
+    ) -> None:
+        fields = {"glob": "a", name: "hunter2"}
+        answer = await api.post("/v1/subscriptions", json={"url": CALLBACK, **fields})
+        assert_problem(answer, 400, "invalid_request")
+        assert answer.json()["detail"].startswith(text)
+        answer = await api.put("/v1/subscriptions", params={"url": CALLBACK}, json={"subscriptions": [fields]})
+        assert_problem(answer, 400, "invalid_request")
+        assert "subscriptions.0." in answer.json()["detail"]
+        assert ("did you mean" in text) == ("did you mean" in answer.json()["detail"])
+        assert "hunter2" not in answer.text
+
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"url": 1}', b"\xff", b"[" * 60_000])
     async def test_what_is_not_the_expected_json_is_refused(self, api: httpx.AsyncClient, body: bytes) -> None:
         assert_problem(await api.post("/v1/subscriptions", content=body), 400, "invalid_request")

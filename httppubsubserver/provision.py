@@ -352,6 +352,11 @@ def _rotate_steps(site: _Site, rotated: Rotated, now: int, grace_seconds: int) -
     if rotated.handed_out:
         lines += [f"Added to {site.broadcaster} alone, each to be handed to its owner:"]
         lines += [f"  {key.id}   of {key.owner}" for key in rotated.handed_out]
+        if any(key.use_after > now for key in rotated.handed_out):
+            lines += [
+                "He puts it, its use_after included, behind the old one in his own secrets file, and keeps both until",
+                "the old one ends: alone, the new one is of no use before its use_after.",
+            ]
     lines.append("")
     switch = min(key.use_after for key in rotated.added)
     if switch > now:

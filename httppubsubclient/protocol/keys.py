@@ -22,6 +22,7 @@ import binascii
 import re
 from collections.abc import Set
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
@@ -55,6 +56,8 @@ _PERMISSIONS: Final = PERMISSION_MEMBERS - {"valid_until"}
 _EVERYTHING: Final = Permissions()
 _KEY_MEMBERS: Final = frozenset({"id", "secret", "use_after", "valid_until"})
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_HOW_TO_MAKE: Final = "`head -c 32 /dev/urandom | base64` makes one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,23 @@ class Credentials:
         for key in reversed(self.keys):
             if key.use_after <= now and (key.valid_until is None or now < key.valid_until):
                 return key
-        raise ConfigurationError(
-            f"none of the {len(self.keys)} {self.type} keys may be used now: make a new one with "
-            "`httppubsubserver --setup --rotate` and hand out the secrets files"
+        raise ConfigurationError(self._why_none(now))
+
+    def _why_none(self, now: float) -> str:
+        """What is wrong with the keys, and what to do, for whoever has them."""
+        coming = [key for key in self.keys if key.use_after > now]
+        if coming:
+            first = min(coming, key=lambda key: key.use_after)
+            return (
+                f"no {self.type} key may be used now, {first.id!r} only from {_shown_moment(first.use_after)} on: a "
+                "new key goes behind the old one in `keys` of the secrets file, where both stay until the old one ends "
+                "(`httppubsubserver --rotate` made it)"
+            )
+        ends = [key.valid_until for key in self.keys if key.valid_until is not None]
+        ended = f": the last one ended at {_shown_moment(max(ends))}" if ends else ""
+        return (
+            f"none of the {len(self.keys)} {self.type} keys may be used any more{ended}; whoever runs the broadcaster "
+            "makes new ones (`httppubsubserver --rotate`) and hands them out"
         )
 
     def key(self, key_id: str) -> Key | None:
@@ -206,6 +223,15 @@ def _credentials(obj: object, place: str, broadcasters: tuple[str, ...]) -> Cred
     )
     if len({key.id for key in keys}) != len(keys):
         raise ConfigurationError(f"{place}.keys has two keys with the same id")
+    by_secret: dict[bytes, Key] = {}
+    for key in keys:
+        other = by_secret.setdefault(key.secret, key)
+        if other is not key:
+            # Whoever has the one could do what the other may.
+            raise ConfigurationError(
+                f"{place}.keys: {other.id!r} and {key.id!r} have the same secret; each key needs one of its own: "
+                f"{_HOW_TO_MAKE}"
+            )
     return Credentials(kind, keys, broadcasters)
 
 
@@ -240,22 +266,32 @@ def _hmac_secret(text: str, place: str) -> bytes:
     try:
         secret = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ConfigurationError(f"{place}.secret is not base64") from None
+        raise ConfigurationError(f"{place}.secret is not base64: {_HOW_TO_MAKE}") from None
     if not MIN_SECRET_LENGTH <= len(secret) <= MAX_SECRET_LENGTH:
         raise ConfigurationError(
-            f"{place}.secret is the base64 of {MIN_SECRET_LENGTH} to {MAX_SECRET_LENGTH} bytes, not {len(secret)}"
+            f"{place}.secret is the base64 of {MIN_SECRET_LENGTH} to {MAX_SECRET_LENGTH} bytes, not {len(secret)}: "
+            f"{_HOW_TO_MAKE}"
         )
     if len(set(secret)) == 1:
-        raise ConfigurationError(f"{place}.secret is one byte repeated: make it from random bytes")
+        raise ConfigurationError(f"{place}.secret is one byte repeated: {_HOW_TO_MAKE}")
     return secret
 
 
 def _token(text: str, place: str) -> bytes:
     if not MIN_SECRET_LENGTH <= len(text) <= MAX_SECRET_LENGTH or not _TOKEN.fullmatch(text):
         raise ConfigurationError(
-            f"{place}.secret, a token, is {MIN_SECRET_LENGTH} to {MAX_SECRET_LENGTH} visible ASCII characters"
+            f"{place}.secret, a token, is {MIN_SECRET_LENGTH} to {MAX_SECRET_LENGTH} visible ASCII characters: "
+            f"{_HOW_TO_MAKE}"
         )
     return text.encode("ascii")
+
+
+def _shown_moment(unix_seconds: float) -> str:
+    """For people: `2027-01-16 08:00:00 UTC`."""
+    try:
+        return (_EPOCH + timedelta(seconds=unix_seconds)).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except OverflowError:
+        return f"{unix_seconds:.0f} (Unix seconds)"
 
 
 def _moment(value: object, place: str) -> float:

@@ -122,6 +122,38 @@ def test_without_a_key_for_now_nothing_is_signed(type_: Any) -> None:
             delivery(credentials)
 
 
+def test_a_key_that_may_be_used_later_is_told_with_its_moment_and_its_place() -> None:
+    keys = (Key("later", b"x" * 32, use_after=NOW + 7200), Key("new", b"y" * 32, use_after=1_800_000_000))
+    with pytest.raises(ConfigurationError, match=r"'later' only from .* goes behind the old one"):
+        Credentials("hmac", keys).signing_key(NOW)
+    with pytest.raises(ConfigurationError, match="'new' only from 2027-01-15 08:00:00 UTC on"):
+        Credentials("token", keys[1:]).signing_key(NOW)
+    with pytest.raises(ConfigurationError, match="any more: the last one ended at 2001-09-09 01:46:40 UTC"):
+        Credentials("hmac", (Key("k", b"x" * 32, valid_until=10**9), Key("j", b"y" * 32, valid_until=1))).signing_key(
+            NOW
+        )
+    with pytest.raises(ConfigurationError, match=str(2**53)):
+        Credentials("hmac", (Key("k", b"x" * 32, use_after=2**53),)).signing_key(NOW)
+
+
+@pytest.mark.parametrize("kind", ["hmac", "token"])
+@pytest.mark.parametrize("place", ["to_broadcasters", "to_subscribers"])
+def test_two_keys_of_one_direction_have_two_secrets(kind: str, place: str) -> None:
+    secret = base64.b64encode(SECRET).decode()
+    direction = {"type": kind, "keys": [{"id": "a", "secret": secret}, {"id": "b", "secret": secret}]}
+    obj = {"version": 1, "to_broadcasters": {"type": "none"}, "to_subscribers": {"type": "none"}, place: direction}
+    with pytest.raises(ConfigurationError, match=rf"{place}\.keys: 'a' and 'b' have the same secret") as caught:
+        secrets_from_json(obj)
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["hmac", "token"])
+def test_a_secret_that_is_none_is_told_how_to_make_one(kind: str) -> None:
+    direction = {"type": kind, "keys": [{"id": "a", "secret": "..."}]}
+    with pytest.raises(ConfigurationError, match=r"urandom \| base64` makes one"):
+        secrets_from_json({"version": 1, "to_broadcasters": direction, "to_subscribers": {"type": "none"}})
+
+
 def test_a_delivery_without_a_header_that_is_covered_cannot_be_signed() -> None:
     headers = {name: value for name, value in delivery(Credentials.none()).items() if name != "pubsub-topic"}
     with pytest.raises(InvalidRequest, match="pubsub-topic"):

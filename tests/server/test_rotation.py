@@ -135,6 +135,7 @@ def test_the_command_hands_the_keys_of_partners_to_nobody_else(tmp_path: Path) -
     [partner] = [key for key in ours.to_broadcasters.keys if key.owner == "partner" and key.id != "partner"]
     assert partner.permissions == LIMITED
     assert f"  {partner.id}   of partner" in steps
+    assert "behind the old one in his own secrets file" in steps
     assert all(key.owner != "partner" for key in theirs.to_broadcasters.keys)
     assert len(theirs.to_broadcasters.keys) == 2
     for key in ours.to_broadcasters.keys:

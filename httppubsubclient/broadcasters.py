@@ -32,6 +32,7 @@ from typing import Any
 
 import httpx
 
+from httppubsubclient.bearer import BearerSource, bearer_headers
 from httppubsubclient.bodies import Body, BodyWriter
 from httppubsubclient.outgoing import Outgoing
 from httppubsubclient.protocol.credentials import Credentials, sign_request
@@ -123,13 +124,16 @@ class Broadcasters:
         credentials: Credentials,
         *,
         connect_timeout_seconds: float,
+        bearer_token: BearerSource | None = None,
         ca_file: str | None = None,
         identity: Identity | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`transport` stays open: it belongs to who made it, and others may use it too."""
+        """`bearer_token` proves the requests instead of `credentials`. `transport` stays open: it belongs to who made
+        it, and others may use it too."""
         self._urls = tuple(urls)
         self._credentials = credentials
+        self._bearer_token = bearer_token
         self._avoided_until: dict[str, float] = {}
         self._turn = asyncio.Semaphore(MAX_CONNECTIONS) if transport is None else nullcontext()
         self._http = httpx.AsyncClient(
@@ -167,7 +171,8 @@ class Broadcasters:
         `retry_seconds`, nothing lasts longer than `deadline_seconds`; one attempt lasts at most `attempt_seconds`,
         by default its share of the time that is left, so that a broadcaster that hangs leaves time for the others.
         What is answered may be large when `open_body` says where it goes; it is asked anew for each attempt.
-        Raises the error that a broadcaster's problem document stands for, or `BroadcastersUnavailable`. What is beyond
+        Raises the error that a broadcaster's problem document stands for, or `BroadcastersUnavailable`; what
+        `bearer_headers` raises when there is no token. What is beyond
         a quota (`QuotaExceeded`) is tried again only where the broadcaster says when.
         """
         if not self._urls:
@@ -186,13 +191,18 @@ class Broadcasters:
         tried = 0
         while True:
             url = urls[tried % len(urls)]
+            proof: dict[str, str] | None = None
+            if self._bearer_token is not None:
+                proof = await bearer_headers(self._bearer_token, seconds=start + deadline_seconds - loop.time())
             left = start + deadline_seconds - loop.time()
             left = min(left, attempt_seconds or left / (len(urls) - tried % len(urls)))
             request: _Request | None = None
             exceeded: QuotaExceeded | None = None
             try:
                 async with asyncio.timeout(left), self._turn:
-                    request = _Request(self._http, self._credentials, method, url, path, query, sent_headers, body)
+                    request = _Request(
+                        self._http, proof or self._credentials, method, url, path, query, sent_headers, body
+                    )
                     answer = await request.send(open_body)
             except (TimeoutError, httpx.TransportError, httpx.StreamError) as error:
                 answers[url] = _what_failed(error, left) if request else "was not asked: too many calls were under way"
@@ -250,12 +260,13 @@ class _Lent(httpx.AsyncBaseTransport):
 
 
 class _Request:
-    """One attempt. `handed_over` tells whether the broadcaster may have the whole request."""
+    """One attempt. `proof` is what to sign with, or the headers that prove it. `handed_over` tells whether the
+    broadcaster may have the whole request."""
 
     def __init__(
         self,
         http: httpx.AsyncClient,
-        credentials: Credentials,
+        proof: Credentials | Mapping[str, str],
         method: str,
         url: str,
         path: str,
@@ -273,15 +284,16 @@ class _Request:
         signed = {name.lower(): value for name, value in headers.items()}
         if body is not None:
             signed["content-digest"] = content_digest(body.sha256)
-        proof = sign_request(
-            credentials,
-            method=method,
-            path=sent_path,
-            query=sent_query,
-            headers=signed,
-            now=int(time.time()),
-            nonce=secrets.token_urlsafe(16),
-        )
+        if isinstance(proof, Credentials):
+            proof = sign_request(
+                proof,
+                method=method,
+                path=sent_path,
+                query=sent_query,
+                headers=signed,
+                now=int(time.time()),
+                nonce=secrets.token_urlsafe(16),
+            )
         length = {} if body is None else {"content-length": str(body.size)}
         self._request = http.build_request(
             method,

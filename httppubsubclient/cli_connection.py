@@ -74,6 +74,13 @@ def connection_options() -> argparse.ArgumentParser:
         help="the folder of ca.pem, subscriber.pem and subscriber-key.pem, made by httppubsubserver --setup --tls "
         f"(or ${TLS_VARIABLE})",
     )
+    common.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="a bearer token for the broadcasters, of an issuer say, instead of the keys of the secrets file; read "
+        "anew for each request",
+    )
     common.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM certificates to trust for https broadcasters")
     common.add_argument(
         "--timeout",

@@ -199,6 +199,7 @@ def _subscriber_config(options: argparse.Namespace) -> Any:
         **cast(Any, tls_to_broadcasters(options)),
         send_auth=send_auth,
         receive_auth=receive_auth,
+        bearer_token=options.token_file,
         broadcasters=broadcasters(options),
         request_timeout_seconds=options.timeout,
         remember_file=options.remember,

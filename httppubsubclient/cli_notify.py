@@ -169,6 +169,7 @@ def _publisher_config(options: argparse.Namespace) -> Any:
     return HttpPubSubConfig(
         send_auth=send_auth,
         receive_auth=receive_auth,
+        bearer_token=options.token_file,
         broadcasters=broadcasters(options),
         request_timeout_seconds=options.timeout,
         **cast(Any, tls_to_broadcasters(options)),

@@ -112,6 +112,7 @@ def add_verify(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _sign(options: argparse.Namespace) -> int:
+    from httppubsubclient.bearer import read_token_file
     from httppubsubclient.config import get_auth_config_from_file
 
     send_auth, _ = get_auth_config_from_file(options.secrets)
@@ -123,15 +124,18 @@ def _sign(options: argparse.Namespace) -> int:
         headers["content-digest"] = content_digest(_file_sha256(options.file))
     if options.idempotency_key is not None:
         headers["idempotency-key"] = options.idempotency_key
-    headers |= sign_request(
-        send_auth,
-        method=options.method,
-        path=path,
-        query=query,
-        headers=headers,
-        now=int(time.time()),
-        nonce=os.urandom(16).hex(),
-    )
+    if options.token_file is not None:
+        headers["authorization"] = f"Bearer {read_token_file(options.token_file)}"
+    else:
+        headers |= sign_request(
+            send_auth,
+            method=options.method,
+            path=path,
+            query=query,
+            headers=headers,
+            now=int(time.time()),
+            nonce=os.urandom(16).hex(),
+        )
     for name, value in headers.items():
         print(f"{name}: {value}")
     return 0

@@ -251,6 +251,7 @@ class HttpPubSubClient:
             self._broadcaster_urls(),
             config.send_auth,
             connect_timeout_seconds=config.connect_timeout_seconds,
+            bearer_token=config.bearer_token,
             ca_file=None if config.broadcaster_ca_file is None else os.fspath(config.broadcaster_ca_file),
             identity=Identity.of(
                 config.broadcaster_client_certfile,

@@ -20,13 +20,14 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired
 from urllib.parse import urlsplit
 
 from typing_extensions import TypedDict
 
+from httppubsubclient.bearer import BearerSource, check_bearer_source
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.credentials import Credentials, secrets_from_json
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
@@ -80,6 +81,9 @@ class HttpPubSubConfig:
     """How we prove ourselves to the broadcasters."""
     receive_auth: Credentials
     """How the broadcasters prove themselves to us."""
+    bearer_token: BearerSource | None = field(default=None, repr=False)
+    """Instead of the keys of `send_auth`: a function that returns a token (or something to await), or the
+    `pathlib.Path` of a file that holds it; asked anew for each request, so for tokens of an issuer."""
     host: str | None = None
     """How the broadcasters reach us: the URL under which our router is served, without `/v1/receive`. It may have a
     path, and a fragment that tells apart several processes behind one address: `http://192.0.2.0:3002/pubsub#1`.
@@ -149,6 +153,8 @@ class HttpPubSubConfig:
                 raise ConfigurationError(
                     f"{name} is a Credentials: send_auth, receive_auth = get_auth_config_from_file(path)"
                 )
+        if self.bearer_token is not None:
+            check_bearer_source(self.bearer_token)
         for name, (least, whole) in _NUMBERS.items():
             _check_number(name, getattr(self, name), least, whole)
         if self.host is not None:

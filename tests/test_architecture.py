@@ -83,7 +83,7 @@ SERVER_ROWS = [
     {"__main__"},
 ]
 CLIENT_ROWS = [
-    {"bodies", "replay_file", "request_heads", "tls", "waiting"},
+    {"bearer", "bodies", "replay_file", "request_heads", "tls", "waiting"},
     {"admission"},
     {"config", "buffer", "remembered", "webhooks", "message"},
     {"durable_options", "incoming", "receiver_document", "taken"},

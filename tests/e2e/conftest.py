@@ -34,7 +34,7 @@ async def broadcaster(site: Site) -> AsyncIterator[Process]:
 
 @asynccontextmanager
 async def open_client(
-    site: Site, *urls: str, fragment: str = "", transport: httpx.AsyncBaseTransport | None = None
+    site: Site, *urls: str, fragment: str = "", transport: httpx.AsyncBaseTransport | None = None, **settings: Any
 ) -> AsyncIterator[HttpPubSubClient]:
     """A client in this process, with a listener of its own on a free port."""
     send_auth, receive_auth = get_auth_config_from_file(str(site.directory / "subscriber-secrets.json"))
@@ -44,6 +44,7 @@ async def open_client(
         send_auth=send_auth,
         receive_auth=receive_auth,
         broadcasters=list(urls),
+        **settings,
     )
     async with HttpPubSubClient(config, transport=transport) as client:
         yield client

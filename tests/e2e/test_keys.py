@@ -19,7 +19,7 @@ import pytest
 
 from httppubsubclient.client import HttpPubSubClient
 from httppubsubclient.protocol.credentials import secrets_from_json, sign_request
-from httppubsubclient.protocol.errors import Forbidden, PubSubError, QuotaExceeded
+from httppubsubclient.protocol.errors import Forbidden, PubSubError, QuotaExceeded, Unauthorized
 from httppubsubclient.protocol.signatures import content_digest
 from tests.e2e.conftest import open_client
 from tests.e2e.processes import Site, running
@@ -201,6 +201,42 @@ async def test_tokens_of_an_issuer_are_taken_beside_keys(site: Site) -> None:
             assert await broadcaster.stop() == 0
         for text in (good, newer):
             assert text.split(".")[2] not in broadcaster.output()
+
+
+async def test_a_client_comes_with_tokens_of_an_issuer_alone(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "jwks.json").write_bytes(jwks(jwk("P-256", "k1")))
+    document = json.loads((site.directory / "subscriber-secrets.json").read_text())
+    write_partner(site, {**document, "to_broadcasters": {"type": "none"}})
+    partner = Site(site.directory / "partner")
+    settings = ("--jwt-issuer", ISSUER, "--jwt-audience", AUDIENCE, "--jwks-file", str(tmp_path / "jwks.json"))
+    given: list[str] = []
+
+    async def get() -> str:
+        claim = {"publish": ["orders/*"], "subscribe": ["orders/*"]}
+        given.append(token(exp=int(time.time()) + 60, jti=str(len(given)), httppubsub=claim))
+        return given[-1]
+
+    async with site.serve(*settings) as broadcaster:
+        url = await broadcaster.url()
+        async with open_client(partner, url, bearer_token=get) as client:
+            async with client.subscribe_glob("orders/*") as messages:
+                assert (await client.notify(topic=b"orders/1", data=b"x")).notified == 1
+                assert (await anext(messages)).data.read() == b"x"
+            with pytest.raises(Forbidden, match="this token may not publish to the topic bills"):
+                await client.notify(topic=b"bills", data=b"x")
+        assert len(given) >= 4
+        path = tmp_path / "token"
+        path.write_text("garbage")
+        async with open_client(partner, url, bearer_token=path) as client:
+            with pytest.raises(Unauthorized, match="none of the issuer"):
+                await client.notify(topic=b"orders/1", data=b"x")
+            path.write_text(f"{await get()}\n")
+            assert (await client.notify(topic=b"orders/1", data=b"x")).matched == 0
+        command = ("-m", "httppubsubclient", "notify", "orders/1", "--data", "x", "--broadcaster", url)
+        secrets_file = str(partner.directory / "subscriber-secrets.json")
+        async with running(*command, "--secrets", secrets_file, "--token-file", str(path)) as process:
+            assert await process.ended() == 0, process.output()
+        assert await broadcaster.stop() == 0
 
 
 async def test_a_broadcaster_that_cannot_know_its_issuer_says_so_and_lets_in_keys(site: Site) -> None:

@@ -16,14 +16,15 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote_to_bytes
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidUrl
-from httppubsubclient.protocol.keys import Credentials, Secrets, secrets_from_json, secrets_to_json
+from httppubsubclient.protocol.keys import Credentials, Key, Secrets, secrets_from_json, secrets_to_json
+from httppubsubclient.protocol.permissions import Permissions
 from httppubsubserver import provision_tls
 from httppubsubserver.private_files import write_private
 from httppubsubserver.provision_tls import DEFAULT_TLS_URL
@@ -339,6 +340,8 @@ def rotate(directory: Path, *, grace_seconds: int = 86_400, now: float | None = 
             rotated = rotated_secrets(present, theirs, now=at, grace_seconds=grace_seconds)
             write_private(site.broadcaster, _as_text(rotated.broadcaster), keep_mode=True)
             write_private(site.subscriber, _as_text(rotated.subscriber), keep_mode=True)
+            for key in rotated.handed_out:
+                write_private(_key_file(site, key), _key_text(rotated.broadcaster.to_broadcasters.type, key))
     except OSError as error:
         raise _not_written(site, error) from None
     return _rotate_steps(site, rotated, at, grace_seconds)
@@ -351,12 +354,13 @@ def _rotate_steps(site: _Site, rotated: Rotated, now: int, grace_seconds: int) -
         lines += [f"Added {' and '.join(key.id for key in keys)} to:", f"  {site.broadcaster}", f"  {site.subscriber}"]
     if rotated.handed_out:
         lines += [f"Added to {site.broadcaster} alone, each to be handed to its owner:"]
-        lines += [f"  {key.id}   of {key.owner}" for key in rotated.handed_out]
+        lines += [f"  {key.id}   of {key.owner}: {_key_file(site, key)}" for key in rotated.handed_out]
         if any(key.use_after > now for key in rotated.handed_out):
             lines += [
-                "He puts it, its use_after included, behind the old one in his own secrets file, and keeps both until",
-                "the old one ends: alone, the new one is of no use before its use_after.",
+                "He puts what is in the file behind the old key in his own secrets file, and keeps both until the old",
+                "one ends: alone, the new one is of no use before its use_after.",
             ]
+        lines.append("Remove these files when they have been handed over.")
     lines.append("")
     switch = min(key.use_after for key in rotated.added)
     if switch > now:
@@ -378,6 +382,18 @@ def _rotate_steps(site: _Site, rotated: Rotated, now: int, grace_seconds: int) -
 
 def _as_text(content: Secrets) -> str:
     return json.dumps(secrets_to_json(content), indent=2) + "\n"
+
+
+def _key_file(site: _Site, key: Key) -> Path:
+    """For a key that somebody else is given."""
+    return site.directory / f"{key.id}.json"
+
+
+def _key_text(kind: AuthType, key: Key) -> str:
+    """As it stands among the `keys` of its owner's own secrets file, where nobody looks for permissions."""
+    shown = replace(key, owner="", permissions=Permissions())
+    content = secrets_to_json(Secrets(Credentials(kind, (shown,)), Credentials.none(), ()))
+    return json.dumps(content["to_broadcasters"]["keys"][0], indent=2) + "\n"
 
 
 def _read(path: Path) -> Secrets:

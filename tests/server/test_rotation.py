@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from httppubsubclient.protocol.errors import ConfigurationError
-from httppubsubclient.protocol.keys import MAX_KEYS, Credentials, Key, Secrets, secrets_to_json
+from httppubsubclient.protocol.keys import MAX_KEYS, Credentials, Key, Secrets, secrets_from_json, secrets_to_json
 from httppubsubclient.protocol.permissions import Permissions, Quotas
 from httppubsubserver.config import load_secrets
 from httppubsubserver.provision import rotate, set_up
@@ -135,7 +136,19 @@ def test_the_command_hands_the_keys_of_partners_to_nobody_else(tmp_path: Path) -
     [partner] = [key for key in ours.to_broadcasters.keys if key.owner == "partner" and key.id != "partner"]
     assert partner.permissions == LIMITED
     assert f"  {partner.id}   of partner" in steps
-    assert "behind the old one in his own secrets file" in steps
+    assert "behind the old key in his own secrets file" in steps
+    file = tmp_path / f"{partner.id}.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert str(file) in steps
+    handed = json.loads(file.read_text())
+    assert handed.keys() == {"id", "secret", "use_after"}
+    old = {"id": "partner", "secret": b64encode(PARTNER.secret).decode()}
+    direction = {"type": "hmac", "keys": [old, handed]}
+    his = secrets_from_json({"version": 1, "to_broadcasters": direction, "to_subscribers": {"type": "none"}})
+    assert [his.to_broadcasters.signing_key(moment).id for moment in (NOW, partner.use_after)] == [
+        "partner",
+        partner.id,
+    ]
     assert all(key.owner != "partner" for key in theirs.to_broadcasters.keys)
     assert len(theirs.to_broadcasters.keys) == 2
     for key in ours.to_broadcasters.keys:

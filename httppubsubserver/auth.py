@@ -184,7 +184,7 @@ def check_jwt_settings(config: ServerConfig, credentials: Credentials) -> None:
     if config.jwks_file is None and config.jwks_url is None:
         missing.append("one of jwks_file and jwks_url")
     if missing:
-        raise ConfigurationError(f"tokens of an issuer need {' and '.join(missing)}, too, which is not set")
+        raise ConfigurationError(f"tokens of an issuer need {' and '.join(missing)}, too")
     if config.jwks_file is not None and config.jwks_url is not None:
         raise ConfigurationError("jwks_file and jwks_url are both set: the keys of the issuer are in one of them")
     if credentials.type == "none":

@@ -24,6 +24,9 @@ __all__ = ["abandon_stdout", "add_listen"]
 _SHOWN_BYTES = 64 * 1024
 """A larger body is not printed; --save keeps it in a file."""
 
+_NO_PATTERNS = ("generate", "whsec_", "whsk_")
+"""So begin the values that `secret=` of the library takes."""
+
 
 def _listen(options: argparse.Namespace) -> int:
     if not (options.globs or options.exact or options.mqtt or options.forget):
@@ -49,6 +52,8 @@ def _listen(options: argparse.Namespace) -> int:
             options.parser.error(f"{flag} goes with --durable NAME")
     if options.forget and (options.globs or options.exact or options.mqtt):
         options.parser.error("--forget removes the whole name: leave out the patterns")
+    if options.own_secret is not None and any(glob.startswith(_NO_PATTERNS) for glob in options.globs):
+        options.parser.error("--own-secret has no value, and what follows it is a pattern; there is --own-secret-v1a")
     return asyncio.run(_until_signalled(_listen_on(options)))
 
 
@@ -279,12 +284,20 @@ def add_listen(commands: Any, common: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --durable: remove the name, with everything that is pending for it, and end",
     )
-    listen.add_argument(
+    # Without values: an optional one would take the pattern behind it.
+    own_secret = listen.add_mutually_exclusive_group()
+    own_secret.add_argument(
         "--own-secret",
-        nargs="?",
+        action="store_const",
         const="generate",
-        choices=("generate", "generate-v1a"),
-        help="deliveries are signed with a secret of this subscription alone; generate-v1a: with ed25519",
+        help="deliveries are signed with a secret of this subscription alone",
+    )
+    own_secret.add_argument(
+        "--own-secret-v1a",
+        action="store_const",
+        dest="own_secret",
+        const="generate-v1a",
+        help="the same with ed25519: the broadcaster keeps the private key, and we get the public one",
     )
     listen.add_argument(
         "--format",

@@ -3,6 +3,8 @@ sign and verify. The rest is in tests/e2e."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import base64
 import contextlib
 import fcntl
@@ -19,13 +21,14 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from httppubsubclient import cli_listen
 from httppubsubclient.cli import main
 from httppubsubclient.protocol.credentials import Credentials, Key, sign_delivery, sign_request
 from httppubsubclient.protocol.messages import Notification, delivery_headers
@@ -245,6 +248,8 @@ def test_wrong_usage_is_exit_status_2(arguments: list[str], capsys: pytest.Captu
         (["listen", "--forget"], "--forget goes with --durable NAME"),
         (["listen", "a", "--remember", "seen"], "--remember goes with --durable NAME"),
         (["listen", "a", "--bind", "127.0.0.1:3012", "--ack", "never"], "invalid choice: 'never'"),
+        (["listen", "--own-secret", "generate-v1a", "a"], "--own-secret has no value"),
+        (["listen", "a", "--own-secret", "--own-secret-v1a"], "not allowed with argument --own-secret"),
         (["notify", "a", "--data", "x", "--deliver-at", "soon"], "seconds from now, or a moment like"),
         (["notify", "a", "--data", "x", "--expires", "2026-11-21T02:11:00"], "with its offset"),
     ],
@@ -253,6 +258,29 @@ def test_wrong_usage_says_what_was_meant(arguments: list[str], text: str, capsys
     with pytest.raises(SystemExit):
         main(arguments)
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "globs", "secret"),
+    [
+        (["orders/*"], ["orders/*"], None),
+        (["--own-secret", "orders/*"], ["orders/*"], "generate"),
+        (["orders/*", "--own-secret"], ["orders/*"], "generate"),
+        (["--own-secret-v1a", "orders/*", "foo"], ["orders/*", "foo"], "generate-v1a"),
+    ],
+)
+def test_a_pattern_is_a_pattern_wherever_it_stands(
+    arguments: list[str], globs: list[str], secret: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[argparse.Namespace] = []
+
+    def listen_on(options: argparse.Namespace) -> Coroutine[Any, Any, int]:
+        taken.append(options)
+        return asyncio.sleep(0, 0)
+
+    monkeypatch.setattr(cli_listen, "_listen_on", listen_on)
+    assert main(["listen", *arguments]) == 0
+    assert [(options.globs, options.own_secret) for options in taken] == [(globs, secret)]
 
 
 def test_the_help_shows_how_a_message_is_given(capsys: pytest.CaptureFixture[str]) -> None:

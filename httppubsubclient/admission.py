@@ -39,6 +39,15 @@ _RETRY_AFTER_SECONDS: Final = 1
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_SECONDS: Final = 0.1
 _SAY_AGAIN_SECONDS: Final = 60.0
+_MAX_SAID_FAULTS: Final = 100
+
+_TLS_FAULTS: Final = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it shows no certificate, and one is asked for (ssl_ca_certs)",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate leads to none of those in ssl_ca_certs, or is not valid",
+    "HTTP_REQUEST": "it speaks http, not https",
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not trust our certificate",
+}
+"""What is meant, by what OpenSSL calls it."""
 
 _FULL: Final = whole_answer(
     503,
@@ -140,6 +149,7 @@ class _Doors:
         self._tasks: set[asyncio.Task[None]] = set()
         self._accepting: set[asyncio.Task[None]] = set()
         self._said_at: float | None = None
+        self._said_faults: dict[str, float] = {}
 
     def open(self, listening: socket.socket) -> None:
         """Accept from now on."""
@@ -211,6 +221,7 @@ class _Doors:
     async def _connect(self, connected: socket.socket, place: _Place) -> None:
         place.begun = True
         made = False
+        connected_to = _peer_of(connected)
 
         def protocol() -> asyncio.Protocol:
             nonlocal made
@@ -227,6 +238,8 @@ class _Doors:
                 connected.close()
             if not isinstance(error, (OSError, asyncio.CancelledError)):
                 raise
+            if isinstance(error, ssl.SSLError):
+                self._tell_fault(connected_to, error)
             _LOG.debug("a connection did not come about: %s", error)
 
     async def _connected(self, protocol: Callable[[], asyncio.Protocol], connected: socket.socket) -> asyncio.Transport:
@@ -280,6 +293,23 @@ class _Doors:
         if self._said_at is None or now - self._said_at >= _SAY_AGAIN_SECONDS:
             self._said_at = now
             _LOG.warning(text, *arguments)
+
+    def _tell_fault(self, peer: str, error: ssl.SSLError) -> None:
+        """Who sits in front of a client that is not let in looks here; each fault is told once a minute."""
+        reason = error.reason or "unknown"
+        now = asyncio.get_running_loop().time()
+        if now < self._said_faults.get(reason, 0.0) or len(self._said_faults) > _MAX_SAID_FAULTS:
+            return
+        self._said_faults[reason] = now + _SAY_AGAIN_SECONDS
+        _LOG.info("no TLS with %s: %s", peer, _TLS_FAULTS.get(reason, reason))
+
+
+def _peer_of(connected: socket.socket) -> str:
+    try:
+        peer = connected.getpeername()
+    except OSError:
+        return "somebody who is gone"
+    return str(peer[0]) if isinstance(peer, tuple) else "somebody at a local socket"
 
 
 class _Full(asyncio.Protocol):

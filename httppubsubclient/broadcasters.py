@@ -5,6 +5,7 @@ What happens to one attempt, and whether another one follows:
 | outcome                                              | then                                                    |
 |------------------------------------------------------|---------------------------------------------------------|
 | no connection                                        | the next broadcaster                                    |
+| a certificate that is not trusted, or no TLS at all  | the next broadcaster; this one is not tried once more   |
 | 429, 503                                             | the next broadcaster: this one refused to process it    |
 | cut off or timed out before the body was sent        | the next broadcaster                                    |
 | cut off or timed out after it, 502, 504              | the next one if the call is `repeatable`, else an error |
@@ -34,6 +35,7 @@ import httpx
 
 from httppubsubclient.bearer import BearerSource, bearer_headers
 from httppubsubclient.bodies import Body, BodyWriter
+from httppubsubclient.call_failures import is_hopeless, what_failed
 from httppubsubclient.outgoing import Outgoing
 from httppubsubclient.protocol.credentials import Credentials, sign_request
 from httppubsubclient.protocol.errors import (
@@ -84,12 +86,15 @@ class BroadcastersUnavailable(Unavailable):
         answers: Mapping[str, str],
         maybe_processed: bool,
         retry_after_seconds: float | None = None,
+        settings_at_fault: bool = False,
     ) -> None:
         super().__init__(detail, retry_after_seconds=retry_after_seconds)
         self.answers = dict(answers)
         """URL of a broadcaster -> what it answered last."""
         self.maybe_processed = maybe_processed
         """False when it is certain that the call had no effect."""
+        self.settings_at_fault = settings_at_fault
+        """True when another try comes out the same until a certificate or a setting is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,7 @@ class Broadcasters:
         self._urls = tuple(urls)
         self._credentials = credentials
         self._bearer_token = bearer_token
+        self._shows_certificate = identity is not None
         self._avoided_until: dict[str, float] = {}
         self._turn = asyncio.Semaphore(MAX_CONNECTIONS) if transport is None else nullcontext()
         self._http = httpx.AsyncClient(
@@ -185,6 +191,7 @@ class Broadcasters:
         start = loop.time()
         no_attempt_from = start + min(retry_seconds, deadline_seconds)
         answers: dict[str, str] = {}
+        hopeless: set[str] = set()
         maybe_processed = False
         retry_after: float | None = None
         urls = self._order(start)
@@ -205,12 +212,16 @@ class Broadcasters:
                     )
                     answer = await request.send(open_body)
             except (TimeoutError, httpx.TransportError, httpx.StreamError) as error:
-                answers[url] = _what_failed(error, left) if request else "was not asked: too many calls were under way"
+                answers[url] = "was not asked: too many calls were under way"
+                if request:
+                    answers[url] = what_failed(error, left, url, shows_certificate=self._shows_certificate)
+                (hopeless.add if is_hopeless(error) else hopeless.discard)(url)
                 ambiguous = request is not None and request.handed_over
                 if request and isinstance(error, (TimeoutError, httpx.ConnectError, httpx.ConnectTimeout)):
                     self._avoided_until[url] = loop.time() + _AVOID_SECONDS
             else:
                 self._avoided_until.pop(url, None)
+                hopeless.discard(url)
                 outcome = verdict(answer.status)
                 if outcome is Verdict.ACCEPTED:
                     return answer
@@ -223,7 +234,8 @@ class Broadcasters:
             maybe_processed = maybe_processed or ambiguous
             tried += 1
             pause = _pause(tried // len(urls), retry_after) if tried % len(urls) == 0 else 0.0
-            if loop.time() + pause < no_attempt_from and (repeatable or not ambiguous):
+            at_fault = hopeless.issuperset(urls)
+            if loop.time() + pause < no_attempt_from and (repeatable or not ambiguous) and not at_fault:
                 logger.info("%s %s: %s %s; trying again", method, path, url, answers[url])
                 await asyncio.sleep(pause)
                 if loop.time() < no_attempt_from:
@@ -231,7 +243,13 @@ class Broadcasters:
             if exceeded is not None and not maybe_processed:
                 raise exceeded
             raise _unavailable(
-                method, path, answers, loop.time() - start, ambiguous=maybe_processed, retry_after=retry_after
+                method,
+                path,
+                answers,
+                loop.time() - start,
+                ambiguous=maybe_processed,
+                retry_after=retry_after,
+                at_fault=at_fault,
             )
 
     def _order(self, now: float) -> list[str]:
@@ -369,18 +387,6 @@ def _pause(rounds: int, retry_after: float | None) -> float:
     return max(pause, retry_after or 0.0)
 
 
-def _what_failed(error: Exception, seconds: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"did not answer within {seconds:.3g} s"
-    if isinstance(error, httpx.ConnectTimeout):
-        return "did not accept a connection in time"
-    if isinstance(error, httpx.ConnectError):
-        return f"is not reachable ({error})"
-    if isinstance(error, (httpx.ReadError, httpx.WriteError)):
-        return "closed the connection; a body above its max_body_bytes is one reason to do so"
-    return f"broke off ({type(error).__name__}: {error})"
-
-
 def _what_it_said(answer: Answer) -> str:
     return f"answered {answer.status}: {_problem_of(answer)[1]}"
 
@@ -432,12 +438,15 @@ def _unavailable(
     *,
     ambiguous: bool,
     retry_after: float | None,
+    at_fault: bool,
 ) -> BroadcastersUnavailable:
     told = "; ".join(f"{url} {answer}" for url, answer in answers.items())
     if ambiguous:
         advice = "It may have been processed nevertheless; with an idempotency_key it can be repeated safely."
         if method != "POST" or not path.endswith("/notify"):
             advice = "It may have been processed nevertheless; repeating it is safe."
+    elif at_fault:
+        advice = "It had no effect."
     else:
         advice = "It had no effect. Check that a broadcaster runs at the URLs in the secrets file or `broadcasters`."
     return BroadcastersUnavailable(
@@ -445,4 +454,5 @@ def _unavailable(
         answers=answers,
         maybe_processed=ambiguous,
         retry_after_seconds=retry_after,
+        settings_at_fault=at_fault,
     )

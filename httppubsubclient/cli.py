@@ -86,7 +86,7 @@ def _advice(error: PubSubError) -> str:
                 advice = "It may have been processed nevertheless; with --idempotency-key a notify is safe to repeat."
             else:
                 advice = "Check that a broadcaster runs there; --broadcaster URL, or the secrets file, says where."
-            return f"no broadcaster took it: {told}. {advice}"
+            return f"no broadcaster took it: {told}." + ("" if error.settings_at_fault else f" {advice}")
     return str(error)
 
 

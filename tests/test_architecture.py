@@ -86,7 +86,7 @@ CLIENT_ROWS = [
     {"bearer", "bodies", "replay_file", "request_heads", "tls", "waiting"},
     {"admission"},
     {"config", "buffer", "remembered", "webhooks", "message"},
-    {"durable_options", "incoming", "receiver_document", "taken"},
+    {"call_failures", "durable_options", "incoming", "receiver_document", "taken"},
     {"outgoing", "broadcasters", "listener", "inbox"},
     {"durable_inbox", "registrations", "publishing"},
     {"durable_calls", "continuity"},

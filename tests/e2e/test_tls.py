@@ -7,6 +7,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from httppubsubclient.client import HttpPubSubClient
+from httppubsubclient.client import BroadcastersUnavailable, HttpPubSubClient
 from httppubsubclient.config import HttpPubSubConfig, get_auth_config_from_file
-from httppubsubclient.protocol.errors import PubSubError
+from httppubsubserver import FastTransport
 from httppubsubserver.certificates import Pair, new_authority, signed
 from tests.e2e.processes import DEADLINE_SECONDS, Process, Site
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
+FOR_EVER = 3600.0
 
 
 class TlsSite(Site):
@@ -197,15 +199,60 @@ async def test_a_client_trusts_no_other_authority_and_no_other_name(site: TlsSit
     bad_name = ["--ssl-certfile", str(site.directory / "named.pem"), "--ssl-keyfile"]
     bad_name.append(str(site.directory / "named-key.pem"))
     async with site.serve(*site.flags()) as good, site.serve(*bad_name) as misnamed:
-        for url, settings in (
-            (await good.url(), {"broadcaster_ca_file": other.directory / "ca.pem"}),
-            (await good.url(), {"broadcaster_ca_file": None}),
-            (await misnamed.url(), {}),
+        for url, settings, told in (
+            (await good.url(), {"broadcaster_ca_file": other.directory / "ca.pem"}, "of nobody that we trust"),
+            (await good.url(), {"broadcaster_ca_file": None}, "broadcaster_ca_file, or --ca-file, or --tls, says"),
+            (await misnamed.url(), {}, "IP address mismatch, certificate is not valid for '127.0.0.1'"),
         ):
-            config = site.config(url, host=None, bind=None, request_timeout_seconds=0.5, **settings)
+            config = site.config(url, host=None, bind=None, request_timeout_seconds=FOR_EVER, **settings)
             async with HttpPubSubClient(config) as client:
-                with pytest.raises(PubSubError, match="certificate verify failed"):
+                with pytest.raises(BroadcastersUnavailable, match=told) as caught:
                     await client.notify(topic=b"t", data=b"x", wait=0)
+                assert caught.value.settings_at_fault
+                assert not caught.value.maybe_processed
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("size", [1, 3_000_000])
+async def test_what_may_be_wrong_with_tls_is_told_by_the_names_of_settings(
+    site: TlsSite, broadcaster: Process, fast: bool, size: int
+) -> None:
+    async with site.serve() as plain:
+        tls_url, plain_url = await broadcaster.url(), await plain.url()
+        for url, told, hopeless in (
+            (tls_url, "wants a certificate of ours (broadcaster_client_certfile, or --tls, says", False),
+            (tls_url.replace("https:", "http:"), "perhaps it speaks TLS there and its URL begins with https:", False),
+            (plain_url.replace("http:", "https:"), "does not speak TLS there; perhaps its URL begins with http:", True),
+        ):
+            settings: dict[str, Any] = {"host": None, "bind": None, "request_timeout_seconds": FOR_EVER}
+            settings |= {"broadcaster_client_certfile": None, "broadcaster_client_keyfile": None}
+            transport = None
+            if fast:
+                transport = FastTransport(tls=site.context(certificate=False))
+                settings["broadcaster_ca_file"] = None
+            async with HttpPubSubClient(site.config(url, **settings), transport=transport) as client:
+                with pytest.raises(BroadcastersUnavailable) as caught:
+                    await client.notify(topic=b"t", data=b"x" * size, wait=0)
+            if transport is not None:
+                await transport.aclose()
+            [answer] = caught.value.answers.values()
+            # What OpenSSL says of it, where it still can, names the same setting.
+            assert told in answer or ("broadcaster_client_certfile" in told and "CERTIFICATE" in answer), answer
+            assert caught.value.settings_at_fault == hopeless
+    for said in ("it shows no certificate, and one is asked for (ssl_ca_certs)", "it speaks http, not https"):
+        assert sum(f"no TLS with 127.0.0.1: {said}" in line for line in broadcaster.errors) == 1, broadcaster.output()
+
+
+async def test_another_broadcaster_is_asked_when_one_has_no_good_certificate(
+    site: TlsSite, broadcaster: Process
+) -> None:
+    """And of those that cannot be used, none is asked twice."""
+    async with site.serve() as plain:
+        bad = (await plain.url()).replace("http:", "https:")
+        config = site.config(bad, host=None, bind=None, request_timeout_seconds=FOR_EVER)
+        async with HttpPubSubClient(replace(config, broadcasters=[bad, await broadcaster.url()])) as client:
+            for _ in range(4):
+                assert (await client.notify(topic=b"t", data=b"x")).matched == 0
 
 
 async def test_a_listener_lets_in_nobody_but_its_broadcasters(site: TlsSite, broadcaster: Process) -> None:

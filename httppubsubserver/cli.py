@@ -17,7 +17,7 @@ from pathlib import Path
 from httppubsubclient import __version__
 from httppubsubclient.protocol.errors import PubSubError
 from httppubsubserver.provision import BROADCASTER_FILE, DEFAULT_DATABASE, DEFAULT_URL, STORAGE_KEY_FILE, rotate, set_up
-from httppubsubserver.provision_tls import renew_certificates
+from httppubsubserver.provision_tls import https_urls, renew_certificates, settings_here
 
 __all__ = ["main"]
 
@@ -122,11 +122,12 @@ def _serve(given: Sequence[str]) -> int:
     defaults = {"secrets_file": Path(BROADCASTER_FILE)}
     if Path(STORAGE_KEY_FILE).exists():
         defaults["storage_key_file"] = Path(STORAGE_KEY_FILE)
-    config = load_config(
-        file=options.config,
-        overrides={name: value for name, value in vars(options).items() if name in ServerConfig.model_fields},
-        defaults=defaults,
-    )
+    overrides = {name: value for name, value in vars(options).items() if name in ServerConfig.model_fields}
+    config = load_config(file=options.config, overrides=overrides, defaults=defaults)
+    certificates = settings_here(Path())
+    # All of them or none: whoever says something about certificates has others, or wants none.
+    if certificates and config.model_fields_set.isdisjoint(certificates) and https_urls(config.secrets_file):
+        config = load_config(file=options.config, overrides=overrides, defaults={**defaults, **certificates})
     from httppubsubserver import serving
 
     if options.fd is not None:

@@ -6,6 +6,7 @@ publishes to the broadcasters. certificates.py makes them.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
+from httppubsubclient.protocol.keys import secrets_from_json
 from httppubsubserver.private_files import write_private
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TLS_URL",
     "certificate_files",
+    "https_urls",
     "main_defaults",
     "make_certificates",
     "renew_certificates",
+    "settings_here",
     "tls_made",
 ]
 
@@ -103,6 +107,26 @@ def main_defaults() -> dict[str, str]:
         "callback_client_certfile": f"{_BROADCASTER}.pem",
         "callback_client_keyfile": f"{_BROADCASTER}-key.pem",
     }
+
+
+def settings_here(directory: Path) -> dict[str, Path]:
+    """Settings for what --setup --tls left in `directory`, as `serve_flags` says them; none where a file is missing."""
+    settings = {
+        "ssl_certfile": directory / f"{_BROADCASTER}.pem",
+        "ssl_keyfile": directory / f"{_BROADCASTER}-key.pem",
+        "ssl_ca_certs": directory / f"{_AUTHORITY}.pem",
+        **{name: directory / file for name, file in main_defaults().items()},
+    }
+    return settings if all(path.exists() for path in settings.values()) else {}
+
+
+def https_urls(secrets_file: Path | None) -> tuple[str, ...]:
+    """The broadcasters that the secrets name, if all are https; what is wrong with the file, others tell."""
+    try:
+        urls = secrets_from_json(json.loads((secrets_file or Path()).read_bytes())).broadcasters
+    except (OSError, ValueError, RecursionError, ConfigurationError):
+        return ()
+    return urls if all(url.startswith("https:") for url in urls) else ()
 
 
 def serve_flags(directory: Path) -> list[str]:

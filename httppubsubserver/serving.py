@@ -27,11 +27,13 @@ from typing import Any
 import uvicorn
 
 from httppubsubclient.admission import AdmittingServer
+from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.request_heads import bounded_http_protocol
 from httppubsubclient.tls import Identity, ServerTls
 from httppubsubserver.callback_policy import check_callback_settings
 from httppubsubserver.config import ServerConfig, load_secrets
+from httppubsubserver.provision_tls import https_urls
 from httppubsubserver.stores import open_store
 
 __all__ = ["serve", "serve_as_worker"]
@@ -67,6 +69,7 @@ def serve(config: ServerConfig, *, worker_command: Sequence[str]) -> int:
     _log_to_stderr(config.log_level)
     _raise_open_files_limit()
     with _bound_socket(config.host, config.port) as listening:
+        _warn_of_plain_http(config)
         announce = _Announcement(listening, "http" if config.ssl_certfile is None else "https")
         if config.workers == 1:
             return _run(_serve_app(config, listening, announce))
@@ -171,6 +174,20 @@ def _tls(config: ServerConfig) -> ServerTls | None:
             raise ConfigurationError("ssl_ca_certs asks clients for certificates, which needs TLS: set ssl_certfile")
         return None
     return ServerTls(identity, client_ca_file=config.ssl_ca_certs, ca_setting="ssl_ca_certs")
+
+
+def _warn_of_plain_http(config: ServerConfig) -> None:
+    """Where the secrets lead to this port by https, or lie beside a certificate, nobody would get through to us."""
+    urls = https_urls(config.secrets_file)
+    if config.ssl_certfile is not None or config.secrets_file is None or not urls:
+        return
+    beside = config.secrets_file.with_name("broadcaster.pem")
+    if beside.exists() or any(parse_callback_url(url).port == config.port for url in urls):
+        _LOG.warning(
+            "this port speaks http, but %s says that broadcasters are reached by https: unless what is in front of it "
+            "speaks TLS, set ssl_certfile (--ssl-certfile, --ssl-keyfile)%s",
+            config.secrets_file, f"; {beside} lies there" if beside.exists() else "",
+        )  # fmt: skip
 
 
 @contextlib.asynccontextmanager

@@ -114,6 +114,14 @@ async def _said(process: Process, text: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_plain_http_where_the_secrets_say_https_is_warned_about(site: TlsSite) -> None:
+    async with site.serve() as broadcaster:
+        await broadcaster.url()
+        [line] = [line for line in broadcaster.errors if "WARNING" in line]
+        assert "this port speaks http, but " in line
+        assert line.endswith(f"{site.directory / 'broadcaster.pem'} lies there")
+
+
 async def test_several_workers_serve_it_too(site: TlsSite) -> None:
     async with site.serve(*site.flags(), "--workers", "2") as broadcaster:
         for _ in range(4):

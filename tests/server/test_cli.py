@@ -14,6 +14,7 @@ from httppubsubclient import __version__
 from httppubsubserver import serving
 from httppubsubserver.cli import main
 from httppubsubserver.config import ServerConfig, load_secrets
+from httppubsubserver.provision import set_up
 
 
 class Ran:
@@ -202,6 +203,57 @@ def test_serve_takes_the_secrets_of_the_current_folder_unless_told_otherwise(
     assert ran.config.secrets_file == Path("/from/environment.json")
     assert main(["serve", "--secrets", "/from/flag.json"]) == 0
     assert ran.config.secrets_file == Path("/from/flag.json")
+
+
+CERTIFICATES = {
+    "ssl_certfile": "broadcaster.pem",
+    "ssl_keyfile": "broadcaster-key.pem",
+    "ssl_ca_certs": "ca.pem",
+    "callback_ca_file": "ca.pem",
+    "callback_client_certfile": "broadcaster.pem",
+    "callback_client_keyfile": "broadcaster-key.pem",
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "removed", "tls"),
+    [
+        ([], None, True),
+        (["--port", "1", "--workers", "2"], None, True),
+        (["--ssl-certfile", ""], None, False),
+        (["--ssl-certfile", "own.pem"], None, False),
+        (["--callback-ca-file", "own.pem"], None, False),
+        ([], "ca.pem", False),
+        ([], "broadcaster-key.pem", False),
+        ([], "broadcaster-secrets.json", False),
+    ],
+)
+def test_serve_takes_the_certificates_of_the_current_folder_all_or_none(
+    arguments: list[str], removed: str | None, tls: bool, ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(tmp_path, tls=True)
+    if removed is not None:
+        (tmp_path / removed).unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve", *arguments]) == 0
+    assert ran.config is not None
+    taken = {name: getattr(ran.config, name) for name in CERTIFICATES}
+    if tls:
+        assert taken == {name: Path(file) for name, file in CERTIFICATES.items()}
+    else:
+        assert [path for path in taken.values() if path is not None] == [Path(text) for text in arguments[1:] if text]
+
+
+def test_serve_takes_no_certificates_where_broadcasters_are_reached_by_http(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up(tmp_path, tls=True)
+    secrets = tmp_path / "broadcaster-secrets.json"
+    secrets.write_text(secrets.read_text().replace("https:", "http:"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["serve"]) == 0
+    assert ran.config is not None
+    assert ran.config.ssl_certfile is None
 
 
 def test_serve_reads_the_file_it_is_given(ran: Ran, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from httppubsubclient.protocol.callback_urls import parse_callback_url
 from httppubsubclient.protocol.credentials import Credentials, verify_request
 from httppubsubclient.protocol.errors import ConfigurationError, Forbidden, InvalidUrl, Replayed, Unauthorized
 from httppubsubclient.protocol.permissions import Permissions
+from httppubsubserver.audit import By
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.jwt_keys import IssuerKeys, fetch_jwks, read_jwks_file
 from httppubsubserver.jwt_tokens import JwtTokens, looks_like_jwt, require_pyjwt
@@ -55,11 +56,9 @@ class Principal:
         return None if self.permissions.admin else self.owner
 
     @property
-    def name(self) -> str:
+    def by(self) -> By:
         """For the audit log."""
-        if self.key_id is not None:
-            return f"key {self.key_id}"
-        return "somebody" if self.owner is None else self.owner
+        return By(self.owner, self.key_id)
 
     def max_subscriptions(self, of_everybody: int | None) -> int | None:
         """How many he may have: the smaller one of his quota and what nobody may exceed."""

@@ -44,7 +44,7 @@ from httppubsubclient.protocol.messages import (
 from httppubsubclient.protocol.moments import NO_MOMENTS, MessageMoments
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.topics import check_topic
-from httppubsubserver.audit import audit
+from httppubsubserver.audit import OPERATOR, By, audit
 from httppubsubserver.auth import Authenticator, check_jwt_settings, open_jwt_tokens
 from httppubsubserver.background import Background
 from httppubsubserver.callback_policy import CallbackPolicy
@@ -175,21 +175,21 @@ class Broadcaster:
         owner: str | None = None,
         max_subscriptions: int | None = None,
         secrets: SecretsChange | None = None,
+        by: By | None = None,
     ) -> tuple[Subscription, bool]:
         """Add a subscription, or renew the one with the same URL and pattern. True when it is new.
 
         Once this returns, every later notify sees it, in whichever process of the same database. With `resume` what
         a durable one is still owed is due now, with its schedule from the beginning. `owner` as in `Store`: who asks,
-        None for somebody to whom everything belongs.
+        None for somebody to whom everything belongs; `by` is what the audit log says of him.
         """
         _ = self.store  # raises when not open
         return await self._subscribing.subscribe(
-            request, resume=resume, owner=owner, max_subscriptions=max_subscriptions, secrets=secrets
+            request, resume=resume, owner=owner, max_subscriptions=max_subscriptions, secrets=secrets, by=by
         )
 
-    async def unsubscribe(self, subscription_id: str, *, owner: str | None = None, by: str | None = None) -> None:
-        """Remove a subscription. `by`: who asks, where everything belongs to him. Raises `NotFound`, and what
-        `Consent` raises."""
+    async def unsubscribe(self, subscription_id: str, *, owner: str | None = None, by: By | None = None) -> None:
+        """Remove a subscription. Raises `NotFound`, and what `Consent` raises."""
         _ = self.store  # raises when not open
         await self._subscribing.unsubscribe(subscription_id, owner=owner, by=by)
 
@@ -219,11 +219,12 @@ class Broadcaster:
         owner: str | None = None,
         max_subscriptions: int | None = None,
         secrets: Mapping[Pattern, SecretsChange] | None = None,
+        by: By | None = None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """Make `requests` the whole set of a callback URL; returns it with its ETag. Raises `PreconditionFailed`."""
         _ = self.store  # raises when not open
         return await self._subscribing.replace(
-            url, requests, if_match=if_match, owner=owner, max_subscriptions=max_subscriptions, secrets=secrets
+            url, requests, if_match=if_match, owner=owner, max_subscriptions=max_subscriptions, secrets=secrets, by=by
         )
 
     # -- notify ---------------------------------------------------------------------------------------------------
@@ -433,7 +434,7 @@ class Broadcaster:
         self._draining = False
         for direction in ("to_broadcasters", "to_subscribers"):
             keys = getattr(self._secrets, direction).keys
-            audit("keys_loaded", by="operator", direction=direction, keys=[key.id for key in keys])
+            audit("keys_loaded", by=OPERATOR, direction=direction, keys=[key.id for key in keys])
         self._store = store
         _LOG.info("open with %d subscriptions", len(self._directory))
 

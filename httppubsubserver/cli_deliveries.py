@@ -22,6 +22,7 @@ from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.messages import format_time
 from httppubsubclient.protocol.moments import parse_moment
 from httppubsubclient.protocol.topics import encode_topic
+from httppubsubserver.audit import OPERATOR
 from httppubsubserver.delivery_json import delivery_json, message_json, replay_json
 from httppubsubserver.escaping import escaped
 from httppubsubserver.operations import REPLAYED_STATES, STATES, Operations, selection_of
@@ -126,7 +127,7 @@ async def _replay(options: argparse.Namespace, selections: list[Selection]) -> i
             if selection.message_id is not None:
                 await operations.message(selection.message_id)
         for selection in selections:
-            replay = await operations.replay(selection, by="operator")
+            replay = await operations.replay(selection, by=OPERATOR)
             if options.wait:
                 replay = await _finished(store, operations, replay)
             if options.json:

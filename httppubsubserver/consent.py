@@ -37,6 +37,7 @@ from httppubsubclient.protocol.credentials import Secrets
 from httppubsubclient.protocol.errors import CallbackRefused, CallbackUnreachable, PubSubError, Unavailable
 from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubserver.audit import By, audit_removed
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.outbound import client_certificate, tls_context
@@ -125,13 +126,16 @@ class Consent:
         await self._asked(questions)
         return renewals
 
-    async def check_renewed(self, renewals: Renewals, kept: Iterable[Subscription], *, now: int) -> None:
+    async def check_renewed(
+        self, renewals: Renewals, kept: Iterable[Subscription], *, now: int, by: By | None = None
+    ) -> None:
         """What was to be renewed, and ended between that and now, was made anew without being asked about: it is
         removed. Otherwise a callback that answers 410 to somebody who renews without a pause would not be rid of him.
         Raises `CallbackRefused`."""
-        anew = [one.id for one in kept if renewals.get(one.pattern, one.id) != one.id]
-        for subscription_id in anew:
-            await self._store.unsubscribe(subscription_id, now=now)
+        anew = [one for one in kept if renewals.get(one.pattern, one.id) != one.id]
+        for one in anew:
+            if await self._store.unsubscribe(one.id, now=now):
+                audit_removed(one, by=by or By(one.owner))
         if anew:
             raise CallbackRefused("the subscription ended while it was renewed: subscribe again")
 

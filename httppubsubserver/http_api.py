@@ -172,6 +172,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
             owner=principal.owner,
             max_subscriptions=_at_most(broadcaster, principal),
             secrets=secret,
+            by=principal.by,
         )
         etag = await broadcaster.etag(wanted.url, owner=principal.owner)
         return JSONResponse(_with_secret(subscription, secret), 201 if created else 200, {"etag": etag})
@@ -228,7 +229,7 @@ def _add_subscriptions(router: APIRouter, broadcaster: Broadcaster) -> None:
     async def unsubscribe(request: Request) -> Response:
         """Remove one subscription. Deliveries that are under way may still arrive."""
         _, principal = await _authenticated(broadcaster, request)
-        await broadcaster.unsubscribe(request.path_params["subscription_id"], owner=principal.scope, by=principal.name)
+        await broadcaster.unsubscribe(request.path_params["subscription_id"], owner=principal.scope, by=principal.by)
         return Response(status_code=204)
 
 
@@ -278,6 +279,7 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
             owner=principal.owner,
             max_subscriptions=_at_most(broadcaster, principal),
             secrets=secrets,
+            by=principal.by,
         )
         shown = [_with_secret(subscription, secrets.get(subscription.pattern)) for subscription in subscriptions]
         answer = {"url": name, "subscriptions": shown}

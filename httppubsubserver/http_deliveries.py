@@ -137,7 +137,7 @@ def _add_messages(router: APIRouter, broadcaster: Broadcaster) -> None:
         asked = await _authenticated(broadcaster, request, MESSAGE_ID_OPENAPI)
         message_id = request.path_params["message_id"]
         cancelled = await broadcaster.operations.cancel_scheduled(
-            message_id, by=asked.principal.name, owner=asked.principal.scope
+            message_id, by=asked.principal.by, owner=asked.principal.scope
         )
         return JSONResponse({"cancelled": cancelled})
 
@@ -187,7 +187,7 @@ def _add_replays(router: APIRouter, broadcaster: Broadcaster) -> None:
         asked = await _authenticated(broadcaster, request, {})
         fields = await asked.incoming.json(ReplayFields, max_bytes=_MAX_REPLAY_BYTES)
         selection = fields.selection()._replace(owner=asked.principal.scope)
-        begun = await broadcaster.operations.replay(selection, by=asked.principal.name)
+        begun = await broadcaster.operations.replay(selection, by=asked.principal.by)
         return JSONResponse(replay_json(begun), 202, {"location": f"replays/{begun.number}"})
 
     @router.get(

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, get_args
 from httppubsubclient.protocol.errors import Forbidden, Gone, InvalidRequest, NotFound
 from httppubsubclient.protocol.messages import MESSAGE_ID, SUBSCRIPTION_ID, format_time
 from httppubsubclient.protocol.moments import parse_moment
-from httppubsubserver.audit import audit
+from httppubsubserver.audit import By, audit
 from httppubsubserver.escaping import escaped
 from httppubsubserver.stores import Only
 from httppubsubserver.stores.durable import (
@@ -111,7 +111,7 @@ class Operations:
             return True
         return await self._store.subscription(subscription_id, now=self._now(), owner=owner) is not None
 
-    async def cancel_scheduled(self, message_id: str, *, by: str | None, owner: str | None = None) -> int:
+    async def cancel_scheduled(self, message_id: str, *, by: By, owner: str | None = None) -> int:
         """Call off what has not been attempted of a scheduled message; how many deliveries. Raises `NotFound`, and
         `Forbidden` for who did not publish it."""
         found = await self.message(message_id, owner=owner)
@@ -124,7 +124,7 @@ class Operations:
         self._wake()
         return cancelled
 
-    async def replay(self, selection: Selection, *, by: str | None) -> Replay:
+    async def replay(self, selection: Selection, *, by: By) -> Replay:
         """Ask for deliveries to be sent again, those of `selection.owner`. Raises `InvalidRequest`, and `NotFound` for
         an unknown message."""
         if selection._replace(state=None, owner=None) == Selection():

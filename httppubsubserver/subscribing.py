@@ -6,20 +6,21 @@ decided before (auth.py, subscribe_checks.py, callback_policy.py).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from httppubsubclient.protocol.errors import NotFound, PubSubError
-from httppubsubclient.protocol.messages import SubscribeRequest, Subscription, format_time
+from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.audit import audit
+from httppubsubserver.audit import ENDED_BY_CALLBACK, By, audit_put, audit_removed
 from httppubsubserver.background import Background
 from httppubsubserver.consent import Consent
 from httppubsubserver.delivery.executor import Executor
 from httppubsubserver.directory import Target
-from httppubsubserver.escaping import shown_url
-from httppubsubserver.stores import SecretsChange
+from httppubsubserver.stores import Replaced, SecretsChange
 from httppubsubserver.stores.durable import DurableStore
 from httppubsubserver.upkeep import Upkeep
 
@@ -27,8 +28,8 @@ __all__ = ["Subscribing"]
 
 _LOG = logging.getLogger("httppubsub.server")
 
-_AUDITED_IDS: Final = 100
-"""How many subscriptions of a replaced set are named in the audit line."""
+_SLICE: Final = 100
+"""Lines of the audit log that are written before others get a turn."""
 
 
 class Subscribing:
@@ -62,6 +63,7 @@ class Subscribing:
         owner: str | None,
         max_subscriptions: int | None,
         secrets: SecretsChange | None,
+        by: By | None,
     ) -> tuple[Subscription, bool]:
         """See `Broadcaster.subscribe`."""
         renewals = await self._consent.to_subscribe(request, owner=owner, now=self._now())
@@ -72,11 +74,9 @@ class Subscribing:
             max_subscriptions=max_subscriptions,
             secrets=secrets or self._required_secret(request.url),
         )
-        await self._consent.check_renewed(renewals, [subscription], now=self._now())
-        if created:
-            audit("subscribed", by=owner, **_audited(subscription))
-        if secrets is not None:
-            audit("secret_given", by=owner, **_audited(subscription))
+        by = by or By(owner)
+        audit_put(subscription, by=by)
+        await self._consent.check_renewed(renewals, [subscription], now=self._now(), by=by)
         if resume and subscription.delivery == "durable":
             # A new one too: its callback may have been held back because of others.
             endpoint_url = subscription.url.partition("#")[0]
@@ -92,6 +92,7 @@ class Subscribing:
         owner: str | None,
         max_subscriptions: int | None,
         secrets: Mapping[Pattern, SecretsChange] | None,
+        by: By | None,
     ) -> tuple[tuple[Subscription, ...], str]:
         """See `Broadcaster.replace_subscriptions`."""
         renewals = await self._consent.to_replace(url, requests, if_match=if_match, owner=owner, now=self._now())
@@ -99,7 +100,7 @@ class Subscribing:
         required = self._required_secret(url)
         if required is not None:
             changes |= {request.pattern: required for request in requests if request.pattern not in changes}
-        kept, etag = await self._store.replace(
+        replaced = await self._store.replace(
             url,
             requests,
             if_match=if_match,
@@ -109,31 +110,29 @@ class Subscribing:
             secrets=changes,
         )
         self._upkeep.wake()
-        await self._consent.check_renewed(renewals, kept, now=self._now())
-        audit(
-            "subscriptions_replaced",
-            by=owner,
-            url=shown_url(url),
-            count=len(kept),
-            secrets=len(secrets or ()),
-            subscriptions=[one.id for one in kept[:_AUDITED_IDS]],
-        )
-        return kept, etag
+        by = by or By(owner)
+        # Whoever gives up waiting leaves no half of it unwritten.
+        audited = self._background.spawn(_audit_replaced(replaced, by), cancelled_at_the_end=False)
+        await asyncio.shield(audited)
+        await self._consent.check_renewed(renewals, replaced.subscriptions, now=self._now(), by=by)
+        return replaced.subscriptions, replaced.etag
 
-    async def unsubscribe(self, subscription_id: str, *, owner: str | None, by: str | None) -> None:
+    async def unsubscribe(self, subscription_id: str, *, owner: str | None, by: By | None) -> None:
         """See `Broadcaster.unsubscribe`."""
         await self._consent.to_unsubscribe(subscription_id, owner=owner, now=self._now())
-        if not await self._store.unsubscribe(subscription_id, now=self._now(), owner=owner):
+        removed = await self._store.unsubscribe(subscription_id, now=self._now(), owner=owner)
+        if removed is None:
             raise NotFound("there is no subscription with this id")
         self._upkeep.wake()
-        audit("unsubscribed", by=owner or by, subscription=subscription_id)
+        audit_removed(removed, by=by or By(owner))
 
     async def forget(self, target: Target) -> None:
         """A subscriber answered 410. If somebody has renewed it meanwhile, that was about an earlier state."""
         try:
-            if await self._store.unsubscribe(target.id, now=self._now(), expires_at=target.expires_at):
+            removed = await self._store.unsubscribe(target.id, now=self._now(), expires_at=target.expires_at)
+            if removed is not None:
                 self._upkeep.wake()
-                audit("unsubscribed", by="410", subscription=target.id)
+                audit_removed(removed, by=ENDED_BY_CALLBACK)
         except PubSubError as error:
             _LOG.warning("%s answered 410 and could not be removed: %s", target.id, error.detail)
 
@@ -144,12 +143,11 @@ class Subscribing:
             _LOG.warning("what %s is owed could not be brought forward: %s", subscription_id, error.detail)
 
 
-def _audited(subscription: Subscription) -> dict[str, object]:
-    """What an audit line tells of a subscription."""
-    return {
-        "subscription": subscription.id,
-        "url": shown_url(subscription.url),
-        "pattern": str(subscription.pattern),
-        "delivery": subscription.delivery,
-        "expires": format_time(subscription.expires_at),
-    }
+async def _audit_replaced(replaced: Replaced, by: By) -> None:
+    """The same lines as if each had been subscribed or removed alone."""
+    lines = [partial(audit_removed, one, by=by) for one in replaced.removed]
+    lines += [partial(audit_put, one, by=by) for one in replaced.subscriptions]
+    for written, line in enumerate(lines, 1):
+        line()
+        if written % _SLICE == 0:
+            await asyncio.sleep(0)

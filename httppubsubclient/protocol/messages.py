@@ -137,6 +137,8 @@ class Subscription:
     """Whose it is; None is everybody's. For the broadcaster alone, as is `sealed`: neither is part of the JSON."""
     sealed: bytes | None = field(default=None, repr=False)
     """Its secrets, encrypted."""
+    before: Subscription | None = field(default=None, repr=False, compare=False)
+    """In what a change answers: as it was before it; None for a new one. For the broadcaster alone, too."""
 
     @property
     def options(self) -> DeliveryOptions:

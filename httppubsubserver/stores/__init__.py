@@ -19,7 +19,18 @@ from httppubsubclient.protocol.patterns import Pattern, PatternKind
 if TYPE_CHECKING:
     from httppubsubserver.stores.durable import DurableStore
 
-__all__ = ["Changes", "Listed", "Only", "Page", "Remembered", "Sealed", "SecretsChange", "Store", "open_store"]
+__all__ = [
+    "Changes",
+    "Listed",
+    "Only",
+    "Page",
+    "Remembered",
+    "Replaced",
+    "Sealed",
+    "SecretsChange",
+    "Store",
+    "open_store",
+]
 
 
 class Only(str):
@@ -95,6 +106,16 @@ class Remembered:
     """new: the message that the request is; the same one when an earlier claim is taken over."""
 
 
+class Replaced(NamedTuple):
+    """What `Store.replace` has made of a set."""
+
+    subscriptions: tuple[Subscription, ...]
+    """The set in the order of the requests (a repeated pattern once: its first place, its last options)."""
+    etag: str
+    removed: tuple[Subscription, ...]
+    """What is not part of it any more, without what had expired already."""
+
+
 class Store(Protocol):
     """All moments (`now`, `until`, ...) are microseconds since 1970; the store itself reads no clock.
 
@@ -131,6 +152,7 @@ class Store(Protocol):
         secrets: SecretsChange | None = None,
     ) -> tuple[Subscription, bool]:
         """Add, or renew the same (url, pattern), which keeps its id and has these options from now on. True when new.
+        `before` of what is returned is what it was.
 
         One that has expired is gone: it is recorded as removed, and a new one takes its place. Without `secrets` one
         keeps those it has.
@@ -139,8 +161,9 @@ class Store(Protocol):
 
     async def unsubscribe(
         self, subscription_id: str, *, now: int, expires_at: int | None = None, owner: str | None = None
-    ) -> bool:
-        """Remove; False when unknown or expired, or when `expires_at` is given and it has been renewed since."""
+    ) -> Subscription | None:
+        """Remove, and return what was removed; None when it is unknown or expired, or when `expires_at` is given and it
+        has been renewed since."""
         ...
 
     async def subscription(self, subscription_id: str, *, now: int, owner: str | None = None) -> Subscription | None:
@@ -167,12 +190,11 @@ class Store(Protocol):
         owner: str | None = None,
         max_subscriptions: int | None = None,
         secrets: Mapping[Pattern, SecretsChange] | None = None,
-    ) -> tuple[tuple[Subscription, ...], str]:
+    ) -> Replaced:
         """Make `requests` the whole set of `url` in one transaction; what stays keeps its id and is renewed.
 
-        All requests have this `url`. Returns the set in the order of `requests` (a repeated pattern once: its first
-        place, its last options) and its ETag. Raises `PreconditionFailed` (with the present ETag) when `if_match` is
-        given and is not it.
+        All requests have this `url`. Raises `PreconditionFailed` (with the present ETag) when `if_match` is given and
+        is not it.
         """
         ...
 

@@ -24,7 +24,7 @@ from httppubsubclient.protocol.messages import SubscribeRequest, Subscription
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.replay_file import Locked, ReplayFile
 from httppubsubserver.migrations import find_migrations
-from httppubsubserver.stores import Changes, Page, Remembered, SecretsChange
+from httppubsubserver.stores import Changes, Page, Remembered, Replaced, SecretsChange
 from httppubsubserver.stores import sqlite_subscriptions as subscriptions
 from httppubsubserver.stores.batches import Batches
 from httppubsubserver.stores.sqlite_changes import read_version
@@ -193,7 +193,7 @@ class SqliteStore(SqliteDurable):
 
     async def unsubscribe(
         self, subscription_id: str, *, now: int, expires_at: int | None = None, owner: str | None = None
-    ) -> bool:
+    ) -> Subscription | None:
         """See `Store.unsubscribe`."""
         return await self._change(
             lambda db: subscriptions.unsubscribe(db, subscription_id, owner, now, expires_at, self._changes_kept)
@@ -223,7 +223,7 @@ class SqliteStore(SqliteDurable):
         owner: str | None = None,
         max_subscriptions: int | None = None,
         secrets: Mapping[Pattern, SecretsChange] | None = None,
-    ) -> tuple[tuple[Subscription, ...], str]:
+    ) -> Replaced:
         """See `Store.replace`."""
         if any(request.url != url for request in requests):
             raise ValueError("all of a URL's subscriptions have this URL")

@@ -12,7 +12,7 @@ from httppubsubclient.protocol.errors import Forbidden, PreconditionFailed, Quot
 from httppubsubclient.protocol.messages import PERMANENT_UNTIL, SubscribeRequest, Subscription
 from httppubsubclient.protocol.options import DeliveryOptions
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.stores import Changes, Listed, Only, Page, SecretsChange
+from httppubsubserver.stores import Changes, Listed, Only, Page, Replaced, SecretsChange
 from httppubsubserver.stores.identity import etag_of, new_subscription_id
 from httppubsubserver.stores.sqlite_accept import schedule_of
 from httppubsubserver.stores.sqlite_changes import delete_subscriptions, log_changes, read_version
@@ -149,14 +149,14 @@ def unsubscribe(
     now: int,
     expires_at: int | None,
     changes_kept: int,
-) -> bool:
+) -> Subscription | None:
     """See `Store.unsubscribe`."""
     known = subscription_by_id(db, subscription_id, owner, now)
     if known is None or expires_at not in (None, known.expires_at):
-        return False
+        return None
     delete_subscriptions(db, [subscription_id], now=now)
     log_changes(db, [subscription_id], changes_kept)
-    return True
+    return known
 
 
 def subscription_by_id(
@@ -216,7 +216,7 @@ def replace(
     if_match: str | None,
     asking: Asking,
     now: int,
-) -> tuple[tuple[Subscription, ...], str]:
+) -> Replaced:
     """See `Store.replace`."""
     known = {subscription.pattern: subscription for subscription in _of_url(db, url, asking.owner, now)}
     present = etag_of(known.values())
@@ -229,6 +229,7 @@ def replace(
     kept = {subscription.id for pattern, subscription in known.items() if pattern in wanted}
     replaced_rows = _REPLACED.format(own=_own(asking.owner))
     removed = [row[0] for row in db.execute(replaced_rows, (asking.owner, url, now)) if row[0] not in kept]
+    gone = tuple(subscription for pattern, subscription in known.items() if pattern not in wanted)
     delete_subscriptions(db, removed, now=now)
     for pattern in wanted:
         if pattern not in known and (other := _same(db, url, pattern)) is not None:
@@ -240,7 +241,7 @@ def replace(
         _put(db, request, known.get(pattern), secrets.get(pattern), asking, now) for pattern, request in wanted.items()
     )
     log_changes(db, [*removed, *(subscription.id for subscription in subscriptions)], asking.changes_kept)
-    return subscriptions, etag_of(subscriptions)
+    return Replaced(subscriptions, etag_of(subscriptions), gone)
 
 
 def _put(
@@ -265,6 +266,7 @@ def _put(
         now + request.lease_seconds * _MICROSECONDS if request.lease_seconds else PERMANENT_UNTIL,
         *request.options,
         owner=asking.owner if known is None or known.owner is None else known.owner,
+        before=known,
     )
     if secrets is not None:
         sealed = secrets(subscription.id, None if known is None else known.sealed)

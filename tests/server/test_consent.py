@@ -86,7 +86,7 @@ class Site:
     ) -> None:
         requests = [SubscribeRequest(url, pattern, 60) for pattern in patterns]
         renewals = await self.consent.to_replace(url, requests, if_match=if_match, owner=owner, now=NOW)
-        kept, _ = await self.store.replace(url, requests, if_match=if_match, now=NOW, owner=owner)
+        kept, *_ = await self.store.replace(url, requests, if_match=if_match, now=NOW, owner=owner)
         await self.consent.check_renewed(renewals, kept, now=NOW)
 
     async def unsubscribe(self, subscription_id: str, *, owner: str | None = None) -> None:

@@ -186,8 +186,9 @@ async def test_an_admin_removes_what_others_made_and_that_is_written_down(
     mine = (await made(who("alice"), glob="a/*"))["id"]
     assert (await who("auditor").delete(f"/v1/subscriptions/{mine}")).status_code == 204
     assert await seen(who("alice")) == set()
-    [line] = [record.message for record in caplog.records if "unsubscribed" in record.message]
-    assert json.loads(line) == {"action": "unsubscribed", "by": "key auditor", "subscription": mine}
+    [line] = [json.loads(record.message) for record in caplog.records if "unsubscribed" in record.message]
+    assert (line["by"], line["key"], line["owner"]) == ("auditor", "auditor", "alice")
+    assert (line["subscription"], line["url"], line["pattern"]) == (mine, "http://127.0.0.1:2001/...", "glob='a/*'")
     assert "token-of" not in caplog.text
 
 

@@ -155,7 +155,7 @@ class TestReplacing:
         other = await put(store, B, b"goes")
         now = NOW + SECOND
         wanted = [asking(A, "new/*"), asking(A, b"stays", lease_seconds=5)]
-        subscriptions, etag = await store.replace(A, wanted, if_match=None, now=now)
+        subscriptions, etag, _ = await store.replace(A, wanted, if_match=None, now=now)
         assert [subscription.pattern for subscription in subscriptions] == [
             Pattern.glob("new/*"),
             Pattern.exact(b"stays"),
@@ -166,15 +166,29 @@ class TestReplacing:
         assert await store.subscription(other, now=now) is not None
         assert set(await everything(store, url=A, now=now)) == set(subscriptions)
 
+    async def test_a_change_tells_what_was_before_it(self, store: Store) -> None:
+        over = NOW + 10 * SECOND
+        ended = await put(store, A, b"ended", lease_seconds=10)
+        first, _ = await store.subscribe(asking(A, b"stays"), now=NOW)
+        goes, _ = await store.subscribe(asking(A, b"goes"), now=NOW)
+        again, _ = await store.subscribe(asking(A, b"stays", lease_seconds=90), now=NOW)
+        assert (first.before, again.before) == (None, first)
+        wanted = [asking(A, b"stays"), asking(A, b"new"), asking(A, b"ended")]
+        subscriptions, _, removed = await store.replace(A, wanted, if_match=None, now=over)
+        assert [each.before for each in subscriptions] == [again, None, None]
+        assert subscriptions[2].id != ended
+        assert removed == (goes,)
+        assert await store.unsubscribe(again.id, now=over) == subscriptions[0]
+
     async def test_a_repeated_pattern_stands_once_with_its_last_options(self, store: Store) -> None:
         wanted = [asking(A, b"1", lease_seconds=1), asking(A, b"2"), asking(A, b"1", lease_seconds=9)]
-        subscriptions, _ = await store.replace(A, wanted, if_match=None, now=NOW)
+        subscriptions, *_ = await store.replace(A, wanted, if_match=None, now=NOW)
         assert [(each.pattern.value, each.lease_seconds) for each in subscriptions] == [(b"1", 9), (b"2", 60)]
 
     async def test_nothing_is_a_set_too(self, store: Store) -> None:
         subscription_id = await put(store, A, b"t")
         empty = await store.etag(B, now=NOW)
-        assert await store.replace(A, [], if_match=None, now=NOW) == ((), empty)
+        assert (await store.replace(A, [], if_match=None, now=NOW))[:2] == ((), empty)
         assert (await store.changes_since(1)).removed == (subscription_id,)
         version = await store.version()
         await store.replace(A, [], if_match=empty, now=NOW)
@@ -182,7 +196,7 @@ class TestReplacing:
 
     async def test_an_expired_subscription_does_not_come_back_with_its_id(self, store: Store) -> None:
         old = await put(store, A, b"t", lease_seconds=1)
-        subscriptions, _ = await store.replace(A, [asking(A, b"t")], if_match=None, now=LATER)
+        subscriptions, *_ = await store.replace(A, [asking(A, b"t")], if_match=None, now=LATER)
         assert subscriptions[0].id != old
         assert (await store.changes_since(1)).removed == (old,)
 

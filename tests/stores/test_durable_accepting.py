@@ -51,7 +51,7 @@ class TestSubscribing:
         assert await store.subscription(subscription.id, now=NOW) == subscription
         again, created = await store.subscribe(replace(asking(A, b"t"), delivery="durable"), now=NOW)
         assert (created, again.id, again.options) == (False, subscription.id, DeliveryOptions("durable"))
-        [kept], _ = await store.replace(A, [request], if_match=None, now=NOW)
+        [kept], *_ = await store.replace(A, [request], if_match=None, now=NOW)
         assert (kept.id, kept.options) == (subscription.id, request.options)
 
     async def test_one_that_was_best_effort_becomes_durable(self, store: DurableStore) -> None:

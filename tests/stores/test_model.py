@@ -78,7 +78,7 @@ async def _unsubscribe(store: Store, model: Model, name: tuple[str, Pattern], no
     known = model.known.get(name)
     if known is not None:
         removed = await store.unsubscribe(known.id, now=now)
-        assert removed == (name in model.alive(now))
+        assert (removed is not None) == (name in model.alive(now))
         if removed:
             del model.known[name]
 
@@ -86,7 +86,7 @@ async def _unsubscribe(store: Store, model: Model, name: tuple[str, Pattern], no
 async def _replace(store: Store, model: Model, wanted: tuple[str, list[SubscribeRequest]], now: int) -> None:
     url, requests = wanted
     requests = [replace(request, url=url) for request in requests]
-    subscriptions, etag = await store.replace(url, requests, if_match=await store.etag(url, now=now), now=now)
+    subscriptions, etag, _ = await store.replace(url, requests, if_match=await store.etag(url, now=now), now=now)
     assert etag == await store.etag(url, now=now)
     last = {request.pattern: request for request in requests}
     assert [subscription.pattern for subscription in subscriptions] == list(last)

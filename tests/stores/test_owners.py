@@ -71,7 +71,7 @@ class TestOwners:
         assert created
         assert mine.id != theirs.id
         await store.subscribe(asking(B, b"t", lease_seconds=1), now=NOW, owner="them")
-        [kept], _ = await store.replace(B, [asking(B, b"t")], if_match=None, now=LATER, owner="me")
+        [kept], *_ = await store.replace(B, [asking(B, b"t")], if_match=None, now=LATER, owner="me")
         assert kept.owner == "me"
 
     async def test_what_is_everybodys_is_taken_by_who_renews_it_first(self, store: Store) -> None:
@@ -84,7 +84,7 @@ class TestOwners:
     async def test_a_set_is_that_of_its_owner(self, store: Store) -> None:
         theirs = await put(store, "them", A, b"theirs")
         tag = await store.etag(A, now=NOW, owner="me")
-        mine, after = await store.replace(A, [asking(A, b"x"), asking(A, b"y")], if_match=tag, now=NOW, owner="me")
+        mine, after, _ = await store.replace(A, [asking(A, b"x"), asking(A, b"y")], if_match=tag, now=NOW, owner="me")
         assert after == await store.etag(A, now=NOW, owner="me")
         assert set(await seen(store, None)) == {theirs.id, *(each.id for each in mine)}
         await store.replace(A, [], if_match=after, now=NOW, owner="me")
@@ -172,7 +172,7 @@ class TestOptions:
         renewed, _ = await store.subscribe(asking(A, b"t"), now=NOW + SECOND)
         assert renewed.sealed == b"+"
         assert await store.subscription(first.id, now=NOW) == renewed
-        [second], _ = await store.replace(A, [asking(A, b"t")], if_match=None, now=NOW, secrets={TOPIC: change})
+        [second], *_ = await store.replace(A, [asking(A, b"t")], if_match=None, now=NOW, secrets={TOPIC: change})
         assert second.sealed == b"++"
         assert given == [(first.id, None), (first.id, b"+")]
         changes = await store.changes_since(0)
@@ -228,7 +228,7 @@ class TestOnly:
         assert await store.subscription(nobodys.id, now=NOW, owner=Only("me")) is None
         assert not await store.unsubscribe(nobodys.id, now=NOW, owner=Only("me"))
         assert await store.etag(A, now=NOW, owner=Only("me")) != await store.etag(A, now=NOW, owner="me")
-        kept, _ = await store.replace(A, [], if_match=None, now=NOW, owner=Only("me"))
+        kept, *_ = await store.replace(A, [], if_match=None, now=NOW, owner=Only("me"))
         assert kept == ()
         assert await seen(store, None) == [nobodys.id]
 
@@ -239,7 +239,7 @@ class TestOnly:
         wanted = [asking(A, b"t"), asking(A, b"u")]
         with pytest.raises(QuotaExceeded):
             await store.replace(A, wanted, if_match=None, now=NOW, owner=Only("me"), max_subscriptions=1)
-        kept, _ = await store.replace(A, wanted, if_match=tag, now=NOW, owner=Only("me"), max_subscriptions=2)
+        kept, *_ = await store.replace(A, wanted, if_match=tag, now=NOW, owner=Only("me"), max_subscriptions=2)
         assert [each.id for each in kept] == [first.id, second.id]
         assert await seen(store, Only("me")) == sorted([first.id, second.id])
         assert (await store.subscription(third.id, now=NOW)) == third

@@ -15,14 +15,16 @@
 
 What a name leads to is asked when it is dialled (`delivery/egress.py`): it may be another address every time. So a
 name that passes here promises nothing; what is refused here is refused early, with a reason that its owner can read.
-The text is the same whichever address or name it is: it tells nobody what there is.
+The text is the same whichever address or name it is: it tells nobody what there is. It names the setting, for him to
+ask its operator about; what exactly was in the way is for the log alone, once for each origin.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 from httppubsubclient.protocol.addresses import AddressKind, AddressPolicy, address_kind, parse_address
 from httppubsubclient.protocol.callback_urls import CallbackUrl, parse_callback_url
@@ -31,6 +33,8 @@ from httppubsubserver.callback_ports import CallbackPorts
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import client_certificate, tls_context
 from httppubsubserver.delivery.proxy import parse_proxy_url
+
+_LOG = logging.getLogger("httppubsub.server")
 
 __all__ = ["PRIVATE_ZONES", "CallbackAddresses", "CallbackPolicy", "check_callback_settings"]
 
@@ -54,6 +58,8 @@ PRIVATE_ZONES: Final = (
 
 MAX_OWN: Final = 256
 """Places at which this broadcaster is known to listen."""
+_MAX_TOLD: Final = 1000
+"""Refused origins that the log tells of."""
 
 
 class CallbackAddresses:
@@ -83,6 +89,15 @@ def check_callback_settings(config: ServerConfig) -> None:
     tls_context(config.callback_ca_file, client_certificate(config))
 
 
+class _Refusal(NamedTuple):
+    """Why a callback is refused."""
+
+    rule: str
+    """For the operator, in the log."""
+    detail: str
+    """For whoever asked; the same for all that the rule refuses."""
+
+
 class CallbackPolicy:
     """What the settings say about callback URLs. Raises `ConfigurationError`.
 
@@ -96,6 +111,7 @@ class CallbackPolicy:
         self._https_only = config.https_only
         self._hosts = frozenset(map(_host_name, config.callback_hosts))
         self._own: set[tuple[str, int, str]] = set()
+        self._told: set[str] = set()
         if config.port:
             self.listens_at(config.host, config.port)
         for url in broadcasters:
@@ -116,21 +132,44 @@ class CallbackPolicy:
 
     def check(self, callback: CallbackUrl) -> None:
         """Raises `CallbackRefused`."""
+        refusal = self._refusal(callback)
+        if refusal is None:
+            return
+        if callback.origin not in self._told and len(self._told) < _MAX_TOLD:
+            self._told.add(callback.origin)
+            _LOG.info("%s was not subscribed: %s", callback.origin, refusal.rule)
+        raise CallbackRefused(refusal.detail)
+
+    def _refusal(self, callback: CallbackUrl) -> _Refusal | None:
         if self._https_only and callback.scheme != "https":
-            raise CallbackRefused("this broadcaster calls back over https only")
+            return _Refusal("https_only is set", "this broadcaster calls back over https only (https_only)")
         if callback.port not in self.addresses.ports:
-            raise CallbackRefused(f"this broadcaster does not call back at port {callback.port}")
+            return _Refusal(
+                f"callback_ports has no {callback.port}",
+                f"this broadcaster does not call back at port {callback.port}: its operator says at which "
+                "(callback_ports)",
+            )
         if parse_address(callback.host) is not None:
             if not self.addresses.allows_address(callback.host):
-                raise CallbackRefused("this broadcaster does not call back at this address")
+                kind = address_kind(callback.host)
+                return _Refusal(
+                    "callback_networks has no such address" + ("" if kind is None else f" ({kind.value})"),
+                    "this broadcaster does not call back at this address: its operator says at which "
+                    "(callback_networks)",
+                )
         elif _is_private(callback.host) and callback.host not in self._hosts:
-            raise CallbackRefused(
+            return _Refusal(
+                "callback_hosts does not have this name, which a single network knows",
                 "this broadcaster does not call back at this name: one that a single network knows has to be allowed "
-                "by the operator, as it is (callback_hosts)"
+                "by the operator, as it is (callback_hosts)",
             )
         # Last: of an address that is refused anyway, nobody needs to know whose it is.
         if self._is_own(callback):
-            raise CallbackRefused("this is a broadcaster's own address: what it sends there would come back to it")
+            return _Refusal(
+                "it is a broadcaster's own address",
+                "this is a broadcaster's own address: what it sends there would come back to it",
+            )
+        return None
 
     def _is_own(self, callback: CallbackUrl) -> bool:
         address = parse_address(callback.host)

@@ -13,6 +13,7 @@ from httppubsubclient.config import HttpPubSubConfig
 from httppubsubclient.protocol.credentials import Credentials, Secrets
 from httppubsubclient.protocol.errors import WIRE, ConfigurationError
 from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.callback_ports import OTHER_SERVICES
 from httppubsubserver.config import ServerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,14 @@ def test_every_parameter_of_the_client_is_documented_with_its_default() -> None:
     for name, field in fields.items():
         expected = "required" if field.default is dataclasses.MISSING else shown(field.default)
         assert rows[name][0] == expected, name
+
+
+def test_the_ports_that_are_not_usual_are_documented() -> None:
+    def shown_ports(ports: int | range) -> str:
+        return str(ports) if isinstance(ports, int) else f"{ports[0]}-{ports[-1]}"
+
+    listed = "; ".join(f"{name} {', '.join(map(shown_ports, ports))}" for name, ports in OTHER_SERVICES.items())
+    assert f"`usual` leaves out, from 1024 on: {listed}." in " ".join(CONFIGURATION.split())
 
 
 def test_every_error_code_is_documented_with_its_status() -> None:

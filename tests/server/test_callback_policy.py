@@ -46,7 +46,7 @@ def refusal(url: str, **settings: Any) -> str:
 def test_https_only() -> None:
     check("http://host.example/")
     check("https://host.example/", https_only=True)
-    with pytest.raises(CallbackRefused, match="https only"):
+    with pytest.raises(CallbackRefused, match=r"https only \(https_only\)"):
         check("http://host.example/", https_only=True)
 
 
@@ -384,6 +384,61 @@ async def test_what_is_not_allowed_any_more_is_not_renewed_and_can_be_removed(
         assert (await api.delete(f"/v1/subscriptions/{made['id']}")).status_code == 204
         emptied = await api.put("/v1/subscriptions", params={"url": url}, json={"subscriptions": []})
         assert emptied.json()["subscriptions"] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "setting", "rules"),
+    [
+        ("http://a.example/x", "http://b.example/", "https_only", ["https_only is set"] * 2),
+        ("https://a.example:81/", "https://b.example:81/", "callback_ports", ["callback_ports has no 81"] * 2),
+        (
+            "https://10.0.0.1/",
+            "https://169.254.169.254/latest/secret",
+            "callback_networks",
+            ["callback_networks has no such address (private)", "callback_networks has no such address (metadata)"],
+        ),
+        ("https://backend/", "https://db.internal/", "callback_hosts", ["callback_hosts does not have this name"] * 2),
+        ("https://here.example/", "https://here.example:443/x", "", ["own address"]),
+    ],
+)
+async def test_a_refusal_names_the_setting_and_the_log_says_once_what_was_in_the_way(
+    open_broadcaster: OpenBroadcaster,
+    caplog: pytest.LogCaptureFixture,
+    first: str,
+    second: str,
+    setting: str,
+    rules: list[str],
+) -> None:
+    caplog.set_level(logging.INFO, "httppubsub.server")
+    broadcaster = await open_broadcaster(
+        secrets=Secrets(Credentials.none(), Credentials.none(), ("https://here.example",)),
+        callback_networks=("public",),
+        callback_ports=("web",),
+        https_only=True,
+    )
+    caplog.clear()
+    details = set()
+    async with api_of(broadcaster) as api:
+        for url in (first, second, first, second):
+            answer = await api.post("/v1/subscriptions", json={"url": url, "glob": "*"})
+            refused_as(answer, "callback_refused")
+            details.add(answer.json()["detail"])
+    [detail] = details
+    assert setting in detail
+    told = [each.message for each in caplog.records if each.name == "httppubsub.server"]
+    assert len(told) == len(rules)
+    assert all(rule in line for rule, line in zip(rules, told, strict=True))
+    assert parse_callback_url(first).origin in told[0]
+    assert "latest/secret" not in caplog.text
+
+
+def test_the_log_of_refusals_ends_somewhere(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "httppubsub.server")
+    callbacks = policy(https_only=True)
+    for n in range(1100):
+        with pytest.raises(CallbackRefused):
+            callbacks.check(parse_callback_url(f"http://host-{n}.example/"))
+    assert len(caplog.records) == 1000
 
 
 async def test_nothing_of_a_refusal_is_a_warning(

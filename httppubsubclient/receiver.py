@@ -72,7 +72,7 @@ from httppubsubclient.protocol.headers import parse_headers
 from httppubsubclient.protocol.messages import RECEIVE_PATH, Delivery, parse_delivery
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.replay import ReplayWindow
-from httppubsubclient.protocol.signatures import parse_content_digest
+from httppubsubclient.protocol.signatures import content_digest, parse_content_digest
 from httppubsubclient.protocol.standard_webhooks import WebhookHead, read_head
 from httppubsubclient.receiver_document import DESCRIPTION, PARAMETERS, REQUEST_BODY, RESPONSES
 from httppubsubclient.registrations import Registrations
@@ -339,7 +339,10 @@ class Receiver:
             body = await writer.finish()
         if sha256 is not None and sha256 != body.sha256:
             body.close()
-            raise DigestMismatch("the body is not the one that Content-Digest names")
+            raise DigestMismatch(
+                f"the body is not the one that Content-Digest names: {body.size} bytes came, whose digest is "
+                f"{content_digest(body.sha256)}"
+            )
         return body
 
     async def _discard(self, receive: Receive) -> None:

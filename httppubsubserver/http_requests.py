@@ -38,7 +38,7 @@ from httppubsubclient.protocol.errors import (
     wire_of,
 )
 from httppubsubclient.protocol.headers import parse_headers
-from httppubsubclient.protocol.signatures import parse_content_digest
+from httppubsubclient.protocol.signatures import content_digest, parse_content_digest
 from httppubsubclient.waiting import within
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
@@ -302,7 +302,10 @@ def parse_prefer(header: str | None) -> Prefer:
 def _checked(body: Body, expected: bytes | None) -> Body:
     if expected is not None and not hmac.compare_digest(expected, body.sha256):
         body.close()
-        raise DigestMismatch("the body is not the one that Content-Digest names")
+        raise DigestMismatch(
+            f"the body is not the one that Content-Digest names: {body.size} bytes came, whose digest is "
+            f"{content_digest(body.sha256)}"
+        )
     return body
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from httppubsubclient.client import HttpPubSubClient, Subscription
 from httppubsubclient.protocol.credentials import Credentials, Key
 from httppubsubclient.protocol.patterns import Pattern
+from httppubsubclient.protocol.signatures import content_digest
 from tests.client.conftest import RECEIVE_AUTH, SEND_AUTH, FakeBroadcaster, Wire, config
 
 EXACT = Pattern.exact(b"foo/bar")
@@ -80,6 +82,7 @@ async def test_a_changed_body_is_refused(subscription: Subscription, wire: Wire,
     headers = broadcaster.delivery(broadcaster.id_of(EXACT), b"foo/bar", b"hello")
     answer = await wire.post(headers, b"hellO")
     assert (answer.status_code, answer.json()["code"]) == (400, "digest_mismatch")
+    assert f"5 bytes came, whose digest is {content_digest(sha256(b'hellO').digest())}" in answer.json()["detail"]
     assert await nothing_in(subscription)
 
 

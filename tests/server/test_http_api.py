@@ -122,7 +122,10 @@ class TestNotify:
     async def test_the_digest_is_compared(self, api: httpx.AsyncClient) -> None:
         right = {"content-digest": content_digest(hashlib.sha256(b"x").digest())}
         assert (await api.post("/v1/notify?topic=t", content=b"x", headers=right)).status_code == 200
-        assert_problem(await api.post("/v1/notify?topic=t", content=b"y", headers=right), 400, "digest_mismatch")
+        answer = await api.post("/v1/notify?topic=t", content=b"yy", headers=right)
+        problem = assert_problem(answer, 400, "digest_mismatch")
+        came = content_digest(hashlib.sha256(b"yy").digest())
+        assert f"2 bytes came, whose digest is {came}" in problem["detail"]
 
     async def test_an_idempotency_key_sends_once(self, api: httpx.AsyncClient, outbound: ScriptedOutbound) -> None:
         await make(api, topic="t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -22,7 +23,14 @@ __all__ = [
 
 
 def key(name: str, owner: str = "", **permissions: Any) -> Key:
-    return Key(name, f"{name}-token-".encode() + bytes(range(48, 80)), 0, None, owner, Permissions(**permissions))
+    return Key(
+        name,
+        f"{name}-token-".encode() + sha256(name.encode()).hexdigest().encode(),
+        0,
+        None,
+        owner,
+        Permissions(**permissions),
+    )
 
 
 KEYS = {

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from httppubsubclient import __version__
 from httppubsubclient.protocol.errors import PubSubError
-from httppubsubserver.provision import BROADCASTER_FILE, DEFAULT_DATABASE, DEFAULT_URL, STORAGE_KEY_FILE, rotate, set_up
+from httppubsubserver.provision import (
+    BROADCASTER_FILE,
+    DEFAULT_DATABASE,
+    DEFAULT_URL,
+    STORAGE_KEY_FILE,
+    add_tls,
+    lacks_certificates_only,
+    rotate,
+    set_up,
+)
 from httppubsubserver.provision_tls import https_urls, renew_certificates, settings_here
 
 __all__ = ["main"]
@@ -84,6 +93,16 @@ def _set_up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int
         parser.error("--grace-seconds belongs to --rotate")
     if "subscriber_host" in options and "tls" not in options:
         parser.error("--subscriber-host is for a certificate: it goes with --tls")
+    if "tls" in options and "force" not in options and lacks_certificates_only(options.directory):
+        for name in ("db", "to_broadcasters_auth", "to_subscribers_auth"):
+            if name in options:
+                flag = f"--{name.replace('_', '-')}"
+                parser.error(
+                    f"the folder is set up already, so --setup --tls adds certificates alone: leave out {flag}"
+                )
+        urls, hosts = (getattr(options, name, ()) for name in ("broadcaster_url", "subscriber_host"))
+        print(add_tls(options.directory, broadcaster_urls=urls, subscriber_hosts=hosts), end="")
+        return 0
     steps = set_up(
         options.directory,
         db=getattr(options, "db", DEFAULT_DATABASE),
@@ -198,7 +217,10 @@ def _add_setup_options(group: argparse._ArgumentGroup) -> None:
         help=f"how others reach a broadcaster; again for more of them (default: {DEFAULT_URL})",
     )
     group.add_argument(
-        "--tls", action="store_true", help="make a private certificate authority, and certificates for both sides"
+        "--tls",
+        action="store_true",
+        help="make a private certificate authority, and certificates for both sides; in a folder that is set up "
+        "already, these alone",
     )
     group.add_argument(
         "--subscriber-host",

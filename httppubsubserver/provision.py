@@ -37,6 +37,8 @@ __all__ = [
     "MAX_LIVE_KEYS",
     "STORAGE_KEY_FILE",
     "AuthType",
+    "add_tls",
+    "lacks_certificates_only",
     "rotate",
     "set_up",
 ]
@@ -157,6 +159,7 @@ def set_up(
             if existing and not force:
                 raise ConfigurationError(
                     f"not overwritten: {', '.join(existing)}. --rotate replaces keys while everything runs on; "
+                    "--renew-certificates replaces certificates; --setup --tls adds some where there are none; "
                     "--force makes new files, which locks out everybody who has the old ones"
                 )
             made_folder = _make_database_folder(site, db)
@@ -187,6 +190,68 @@ def set_up(
         made_folder=made_folder,
         tls=tls,
         made_key=made_key,
+    )
+
+
+def lacks_certificates_only(directory: Path) -> bool:
+    """Whether somebody set this folder up without `tls`."""
+    return (directory / BROADCASTER_FILE).exists() and not any(
+        path.exists() for path in provision_tls.certificate_files(directory)
+    )
+
+
+def add_tls(directory: Path, *, broadcaster_urls: Sequence[str] = (), subscriber_hosts: Sequence[str] = ()) -> str:
+    """Certificates for a folder that was set up without; returns what to do next.
+
+    Keys stay, and so does main.py. In the secrets files of both sides the broadcasters become those of
+    `broadcaster_urls`, or https where they were http. Raises `ConfigurationError`.
+    """
+    given = tuple(_checked_url(url) for url in broadcaster_urls)
+    provision_tls.check_urls(given)
+    site = _Site(directory.resolve())
+    try:
+        with site.locked():
+            if not lacks_certificates_only(site.directory):
+                raise ConfigurationError(f"{site.directory} has certificates already, or no {BROADCASTER_FILE}")
+            present = {path: _read(path) for path in (site.broadcaster, site.subscriber) if path.exists()}
+            urls = {
+                path: given or tuple(_checked_url(_https(url)) for url in secrets.broadcasters) or (DEFAULT_TLS_URL,)
+                for path, secrets in present.items()
+            }
+            known = tuple(dict.fromkeys(url for path in present for url in urls[path]))
+            provision_tls.make_certificates(site.directory, known, subscriber_hosts)
+            for path, secrets in present.items():
+                write_private(path, _as_text(replace(secrets, broadcasters=urls[path])), keep_mode=True)
+    except OSError as error:
+        raise _not_written(site, error) from None
+    return _add_tls_steps(site, known)
+
+
+def _https(url: str) -> str:
+    return f"https:{url.removeprefix('http:')}" if url.startswith("http:") else url
+
+
+def _add_tls_steps(site: _Site, urls: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            "Made, beside the keys, which stay:",
+            *provision_tls.tls_made(site.directory),
+            "",
+            "The secrets files say now where the broadcasters are; partners have to be told:",
+            *(f"  {url}" for url in urls),
+            "",
+            "Start the broadcaster with these further flags, or with uvicorn as below:",
+            f"  {shlex.join(provision_tls.serve_flags(site.directory))}",
+            f"  {_uvicorn_command(site, urls, tls=True)}",
+            f"{site.main} stays as it is; it should say among its defaults:",
+            *(f'  "{name}": "{value}",' for name, value in provision_tls.main_defaults().items()),
+            "",
+            f"From then on nobody gets through by http: copy {SUBSCRIBER_FILE}, ca.pem, subscriber.pem and",
+            "subscriber-key.pem to those who subscribe and publish. Their commands take:",
+            f"  {shlex.join(provision_tls.client_flags(site.directory))}",
+            *provision_tls.tls_notes(site.directory),
+            "",
+        ]
     )
 
 

@@ -168,7 +168,8 @@ def tls_notes(directory: Path) -> list[str]:
         "",
         "Both sides show certificates to each other. Without --ssl-ca-certs nobody needs one to reach the broadcaster;",
         "the keys in the secrets files are asked for in any case. This is for an internal deployment: with",
-        "--callback-ca-file nobody else's https can be called (partners: docs/security.md). Certificates last 397 days:",
+        "--callback-ca-file nobody else's https can be called (partners: docs/security.md).",
+        "Certificates last 397 days:",
         f"  {shlex.join(['httppubsubserver', '--renew-certificates', '--directory', str(directory)])}",
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubserver.certificates import Pair, hosts_of, new_authority, renewed, signed
 from httppubsubserver.cli import main
-from httppubsubserver.provision import set_up
+from httppubsubserver.provision import add_tls, set_up
 from httppubsubserver.provision_tls import certificate_files, renew_certificates
 
 NOW = datetime.now(UTC)
@@ -133,6 +134,66 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"not overwritten: .*ca-key.pem"):
         set_up(tmp_path, tls=True)
     assert [path.name for path in tmp_path.iterdir()] == ["ca-key.pem"]
+
+
+@pytest.mark.parametrize("theirs", [True, False])
+def test_a_folder_without_certificates_is_given_them_and_keeps_its_keys(
+    tmp_path: Path, theirs: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up(tmp_path, broadcaster_urls=["http://one.example:4000", "http://two.example", "https://three.example"])
+    if not theirs:
+        (tmp_path / FILE).unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    command = ["--setup", "--tls", "--directory", str(tmp_path)]
+    assert main([*command, "--subscriber-host", "bad host"]) == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    capsys.readouterr()
+
+    assert main([*command, "--subscriber-host", "10.0.0.7"]) == 0
+    steps = capsys.readouterr().out
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(after) == {*before, *(path.name for path in certificate_files(tmp_path))}
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"broadcaster-secrets.json", FILE} & set(before)
+    hosts = ("one.example", "two.example", "three.example", "localhost", "127.0.0.1", "::1")
+    assert hosts_of(after["broadcaster.pem"]) == hosts
+    assert hosts_of(after["subscriber.pem"]) == ("localhost", "10.0.0.7", "127.0.0.1", "::1")
+    for name in changed:
+        fields = [json.loads(files[name]) for files in (before, after)]
+        assert fields[1].pop("broadcasters") == [
+            "https://one.example:4000", "https://two.example", "https://three.example",
+        ]  # fmt: skip
+        del fields[0]["broadcasters"]
+        assert fields[0] == fields[1]
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert f"--ssl-certfile {tmp_path}/broadcaster.pem" in steps
+    assert "https://two.example" in steps
+    assert not any(key in steps for key in secrets_in(after["broadcaster-secrets.json"]))
+
+    assert main(command) == 1
+    assert "not overwritten" in capsys.readouterr().err
+
+
+def secrets_in(text: bytes) -> list[str]:
+    fields = json.loads(text)
+    return [key["secret"] for side in ("to_broadcasters", "to_subscribers") for key in fields[side]["keys"]]
+
+
+def test_a_folder_without_certificates_takes_urls_of_https_alone(tmp_path: Path) -> None:
+    set_up(tmp_path)
+    with pytest.raises(ConfigurationError, match="should begin with it"):
+        add_tls(tmp_path, broadcaster_urls=["http://one.example"])
+    add_tls(tmp_path, broadcaster_urls=["https://one.example"])
+    assert json.loads((tmp_path / FILE).read_text())["broadcasters"] == ["https://one.example"]
+    with pytest.raises(ConfigurationError, match="has certificates already"):
+        add_tls(tmp_path)
+
+
+def test_what_adding_certificates_would_not_change_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["--setup", "--tls", "--directory", str(tmp_path), "--db", "sqlite:///x"])
+    assert "adds certificates alone: leave out --db" in capsys.readouterr().err
 
 
 def test_a_broadcaster_of_http_has_no_certificate(tmp_path: Path) -> None:

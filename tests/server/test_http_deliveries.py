@@ -42,6 +42,7 @@ class Site:
     authenticator: Authenticator
     operations: Operations
     woken: int = 0
+    draining: bool = False
 
     def wake(self) -> None:
         self.woken += 1

@@ -100,6 +100,11 @@ def _delete_deliveries(db: sqlite3.Connection, number: int, at_most: int) -> int
     keys = rows.fetchall()
     db.executemany("DELETE FROM attempts WHERE message = ? AND subscription_id = ?", keys)
     db.executemany("DELETE FROM deliveries WHERE message = ? AND subscription_id = ?", keys)
+    db.executemany(
+        "DELETE FROM gone_subscriptions "
+        "WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM deliveries WHERE subscription_id = ?1)",
+        [(subscription_id,) for _, subscription_id in keys],
+    )
     return len(keys)
 
 

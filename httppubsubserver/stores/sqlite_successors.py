@@ -1,6 +1,7 @@
 """Who gets what a subscription that is gone was owed: another one of its endpoint that asks for the topic as well.
 
-A subscriber whose lease ended, or who answered 410 once, comes back under a new id. A replay finds it here.
+A subscriber whose lease ended, or who answered 410 once, comes back under a new id. A replay finds it here. What was an
+owner's stays his: another one's subscription of the same endpoint gets nothing of it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ SENT_AGAIN: Final = "sent_again"
 
 _OF_ENDPOINT: Final = (
     "SELECT id, kind, pattern FROM subscriptions "
-    "WHERE endpoint = ? AND delivery = 'durable' AND expires_at > ? ORDER BY id"
+    "WHERE endpoint = ?1 AND (?2 IS NULL OR owner = ?2) AND delivery = 'durable' AND expires_at > ?3 ORDER BY id"
 )
+_OWNER: Final = "SELECT owner FROM gone_subscriptions WHERE id = ?"
 _OWED: Final = "SELECT 1 FROM deliveries WHERE message = ? AND subscription_id = ?"
 _LAST: Final = "SELECT last_sequence, last_message_id, ordered FROM subscriptions WHERE id = ?"
 _SET_LAST: Final = "UPDATE subscriptions SET last_sequence = ?, last_message_id = ? WHERE id = ?"
@@ -34,7 +36,7 @@ _INSERT: Final = (
 
 @dataclass(slots=True)
 class _Subscribed:
-    """The durable subscriptions of one endpoint, by what they ask for."""
+    """The durable subscriptions of one endpoint and owner, by what they ask for."""
 
     exact: dict[bytes, list[str]] = field(default_factory=dict)
     matchers: list[tuple[str, Glob | MqttFilter]] = field(default_factory=list)
@@ -58,7 +60,7 @@ class Successors:
     def __init__(self, db: sqlite3.Connection, now: int) -> None:
         self._db = db
         self._now = now
-        self._endpoints: dict[int, _Subscribed] = {}
+        self._endpoints: dict[tuple[int, str | None], _Subscribed] = {}
         self.looked_at = 0
         """Subscriptions read, patterns tried and deliveries looked up."""
 
@@ -73,7 +75,7 @@ class Successors:
 
     def _successor(self, row: Row) -> str | None:
         """The lowest id of those that match and have no delivery of this message."""
-        subscribed = self._subscribed(row.endpoint)
+        subscribed = self._subscribed(row.endpoint, self._owner(row))
         self.looked_at += len(subscribed.matchers)
         for subscription_id in subscribed.matching(row.topic):
             self.looked_at += 1
@@ -81,11 +83,18 @@ class Successors:
                 return subscription_id
         return None
 
-    def _subscribed(self, endpoint: int) -> _Subscribed:
-        known = self._endpoints.get(endpoint)
+    def _owner(self, row: Row) -> str | None:
+        """Whose the subscription was; None: nobody's, so that whoever has come in its place may have what it got."""
+        if row.owner is not None:
+            return row.owner or None
+        found = self._db.execute(_OWNER, (row.subscription_id,)).fetchone()
+        return None if found is None else found[0]
+
+    def _subscribed(self, endpoint: int, owner: str | None) -> _Subscribed:
+        known = self._endpoints.get((endpoint, owner))
         if known is None:
-            known = self._endpoints[endpoint] = _Subscribed()
-            for subscription_id, kind, value in self._db.execute(_OF_ENDPOINT, (endpoint, self._now)):
+            known = self._endpoints[endpoint, owner] = _Subscribed()
+            for subscription_id, kind, value in self._db.execute(_OF_ENDPOINT, (endpoint, owner, self._now)):
                 known.add(subscription_id, Pattern(kind, value))
                 self.looked_at += 1
         return known

@@ -18,6 +18,7 @@ from httppubsubclient.protocol.errors import (
     Gone,
     InvalidRequest,
     NotFound,
+    QuotaExceeded,
     Replayed,
     TooLarge,
     TooSlow,
@@ -84,7 +85,8 @@ def _add_list(router: APIRouter, broadcaster: Broadcaster) -> None:
         openapi_extra=LIST_OPENAPI | SECURITY,
     )
     async def list_deliveries(request: Request) -> Response:
-        """What your subscriptions are owed, got, or what was given up, the newest messages first, page by page."""
+        """What your subscriptions are owed, got, or what was given up, page by page: one subscription after another, of
+        each the newest first. With `admin` the newest messages first, whose they ever are."""
         asked = await _authenticated(broadcaster, request, LIST_OPENAPI)
         selection = selection_of(
             state=asked.text("state"),
@@ -174,7 +176,7 @@ def _add_replays(router: APIRouter, broadcaster: Broadcaster) -> None:
         response_model=ReplayAnswer,
         responses={
             202: REPLAY_LOCATION,
-            **problems(*_ALWAYS, TooSlow, TooLarge, UnsupportedMediaType, DigestMismatch, NotFound),
+            **problems(*_ALWAYS, TooSlow, TooLarge, UnsupportedMediaType, DigestMismatch, NotFound, QuotaExceeded),
         },
         openapi_extra=json_body(ReplayFields) | SECURITY,
     )
@@ -182,9 +184,11 @@ def _add_replays(router: APIRouter, broadcaster: Broadcaster) -> None:
         """Make deliveries of your subscriptions that are over pending again, with their schedule from the beginning.
 
         They are chosen by a message, a subscription, a range of time, or several of these. It goes on after this
-        answer, and after a crash.
+        answer, and after a crash. At most 16 of yours may be unfinished.
         """
         asked = await _authenticated(broadcaster, request, {})
+        if asked.principal.scope is not None and asked.principal.permissions.subscribe == ():
+            raise Forbidden("this key may subscribe to nothing, so there is nothing of its own to send again")
         fields = await asked.incoming.json(ReplayFields, max_bytes=_MAX_REPLAY_BYTES)
         selection = fields.selection()._replace(owner=asked.principal.scope)
         begun = await broadcaster.operations.replay(selection, by=asked.principal.by)

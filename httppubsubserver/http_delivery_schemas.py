@@ -94,7 +94,7 @@ class DeliveryAnswer(BaseModel):
 
 
 class DeliveryPageAnswer(BaseModel):
-    """A page of deliveries, the newest messages first."""
+    """A page of deliveries."""
 
     deliveries: list[DeliveryAnswer]
     cursor: str | None = Field(

@@ -125,8 +125,8 @@ class Operations:
         return cancelled
 
     async def replay(self, selection: Selection, *, by: By) -> Replay:
-        """Ask for deliveries to be sent again, those of `selection.owner`. Raises `InvalidRequest`, and `NotFound` for
-        an unknown message."""
+        """Ask for deliveries to be sent again, those of `selection.owner`. Raises `InvalidRequest`, `QuotaExceeded`
+        (see `DurableStore.replay`), and `NotFound` for an unknown message."""
         if selection._replace(state=None, owner=None) == Selection():
             raise InvalidRequest("say what to replay: a message, a subscription, or from when until when")
         if selection.message_id is not None:

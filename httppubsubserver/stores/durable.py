@@ -36,6 +36,8 @@ __all__ = [
     "MAX_ANSWER_BYTES",
     "MAX_ATTEMPTS_KEPT",
     "MAX_COUNTED",
+    "MAX_REPLAYS",
+    "MAX_REPLAYS_KEPT",
     "Accepted",
     "Attempt",
     "Attempted",
@@ -70,6 +72,12 @@ MAX_ATTEMPTS_KEPT: Final = 32
 
 MAX_COUNTED: Final = 20_000
 """See `Counts`. Counting so many takes some 40 ms in a large file."""
+
+MAX_REPLAYS: Final = 16
+"""Of one owner, that are not finished."""
+
+MAX_REPLAYS_KEPT: Final = 1000
+"""Of one owner, that are finished: the progress of those before is forgotten."""
 
 DeliveryState = Literal["pending", "waiting", "delivered", "dead", "cancelled"]
 
@@ -252,12 +260,13 @@ class Selection(NamedTuple):
 
 
 class DeliveryPage(NamedTuple):
-    """One page of deliveries, the newest messages first."""
+    """One page of deliveries, the newest messages first; for an owner one subscription after another, and of each the
+    newest first."""
 
     deliveries: tuple[OwedDelivery, ...]
     cursor: str | None
     """Give it to the next call; None on the last page. A page that is not the last may be short, even empty: a call
-    looks at a bounded number of rows."""
+    looks at a bounded number of rows. That of an owner has nothing in it but what is his own, whoever reads it."""
 
 
 class MessageAndDeliveries(NamedTuple):
@@ -435,13 +444,16 @@ class DurableStore(Store, Protocol):
         ...
 
     async def replay(self, selection: Selection, *, now: int) -> Replay:
-        """Ask for deliveries to be sent again. `work_off` does it, in the order of acceptance, each once.
+        """Ask for deliveries to be sent again. `work_off` does it, in the order of acceptance, each once; for an owner
+        one subscription after another, each in its order.
 
         Those that are selected when it comes to them, of messages that have been accepted by now. Without a state,
-        the dead; `delivered` and `cancelled` can be asked for. Raises `InvalidRequest` for others.
+        the dead; `delivered` and `cancelled` can be asked for. Raises `InvalidRequest` for others, and `QuotaExceeded`
+        for an owner who has `MAX_REPLAYS` that are not finished. Owners take turns.
 
         When the subscription is gone or has expired, a successor gets the message: of the durable subscriptions of
-        the same endpoint that match the topic and have no delivery of this message, the one with the lowest id. It
+        the same endpoint and the same owner that match the topic and have no delivery of this message, the one with
+        the lowest id; what was nobody's may be succeeded by anybody's. It
         has a delivery of its own, with its next sequence, due now; the old one is `cancelled` with the reason
         `sent_again`, which cannot be replayed. It counts as one that was replayed.
         """

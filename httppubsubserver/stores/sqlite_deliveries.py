@@ -1,7 +1,8 @@
 """Looking at deliveries: pages of them, one message, what a subscription got.
 
 A selection is walked along the index that fits it best, and the rest of it is looked at row by row; so a page is
-bounded by the rows it looks at, and a cursor is the place of the last one.
+bounded by the rows it looks at, and a cursor is the place of the last one. For an owner nothing is walked over but what
+is there for him: neither a cursor, nor how short a page is, nor the time it takes tells him of what others have.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
 from collections.abc import Iterator
 from contextlib import contextmanager
+from heapq import merge
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -50,11 +52,18 @@ _WAITING: Final = "SELECT 1 FROM deliveries WHERE ordered = 1 AND state = 'waiti
 _DEAD: Final = "SELECT 1 FROM deliveries INDEXED BY deliveries_dead WHERE state = 'dead'"
 _BLOCKED: Final = "SELECT 1 FROM endpoints WHERE blocked_until > ?"
 _NUMBER: Final = "SELECT number FROM messages WHERE id = ?"
-_IS_SHOWN: Final = (
-    "SELECT EXISTS (SELECT 1 FROM messages WHERE number = ?1 AND owner = ?2) "
-    "OR EXISTS (SELECT 1 FROM deliveries d JOIN subscriptions s ON s.id = d.subscription_id "
-    "WHERE d.message = ?1 AND (s.owner = ?2 OR (s.owner IS NULL AND ?3)))"
+_OWN: Final = (
+    "SELECT s.id FROM subscriptions s INDEXED BY subscriptions_durable_by_owner {join} "
+    "WHERE s.owner {whose} AND s.endpoint IS NOT NULL"
 )
+_TO_OWN: Final = "CROSS JOIN deliveries d ON d.message = ?1 AND d.subscription_id = s.id"
+_PUBLISHED: Final = "SELECT 1 FROM messages WHERE number = ?1 AND owner = ?2"
+_BROUGHT: Final = _OWN.format(join=_TO_OWN, whose="= ?2")
+_BROUGHT_TO_NOBODY: Final = (
+    "SELECT 1 FROM deliveries d CROSS JOIN subscriptions s ON s.id = d.subscription_id "
+    "WHERE d.message = ?1 AND s.owner IS NULL"
+)
+_IS_SHOWN: Final = f"SELECT EXISTS ({_PUBLISHED}) OR EXISTS ({_BROUGHT}) OR (?3 AND EXISTS ({_BROUGHT_TO_NOBODY}))"
 _WITHOUT_BODY: Final = MESSAGE.format(body="NULL")
 _WITH_BODY: Final = MESSAGE.format(body="body")
 
@@ -103,13 +112,21 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
 
 def walk(
     db: sqlite3.Connection, selection: Selection, place: Place | None, *, backwards: bool
-) -> Iterator[tuple[Place, Row]]:
-    """The deliveries behind `place`, among them all that are selected, each with its own place."""
+) -> Iterator[tuple[Place, Row | None]]:
+    """The deliveries behind `place`, among them all that are selected, each with its own place. A place without a
+    delivery is where somebody has looked for some."""
+    message = None
     if selection.message_id is not None:
         number = db.execute(_NUMBER, (selection.message_id,)).fetchone()
-        return iter(()) if number is None else _of_message(db, number[0], place, backwards)
+        if number is None:
+            return iter(())
+        message = number[0]
+    if selection.owner is not None:
+        return _of_owner(db, selection, selection.owner, message, place, backwards)
+    if message is not None:
+        return _of_message(db, message, place, backwards)
     if selection.subscription_id is not None:
-        return _of_subscription(db, selection.subscription_id, place, backwards)
+        return _of_subscription(db, selection.subscription_id, place, backwards, selection.state)
     if selection.state == "dead":
         return _dead(db, place, backwards)
     return _by_time(db, selection, place, backwards)
@@ -131,6 +148,54 @@ def _is_there_for(owner: str, subscriber: str | None) -> bool:
     return subscriber == owner or (subscriber == "" and not isinstance(owner, Only))
 
 
+def _of_owner(
+    db: sqlite3.Connection, selection: Selection, owner: str, message: int | None, place: Place | None, backwards: bool
+) -> Iterator[tuple[Place, Row | None]]:
+    """One of his subscriptions after another, in each of them by sequence."""
+    (at, behind), before_all = _behind(place, 2), _order(backwards).before_all
+    if place is not None and not (isinstance(at, str) and isinstance(behind, int)):
+        raise _of_another_selection()
+    for subscription_id in _own_subscriptions(db, selection.subscription_id, owner, at or ""):
+        begun = subscription_id == at
+        if not begun:
+            yield [subscription_id, before_all], None
+        rows = (
+            _of_subscription(db, subscription_id, [behind] if begun else None, backwards, selection.state)
+            if message is None
+            else _of_message_to(db, message, subscription_id, behind if begun else None, backwards)
+        )
+        for (sequence,), row in rows:
+            yield [subscription_id, sequence], row
+
+
+def _own_subscriptions(db: sqlite3.Connection, only: str | None, owner: str, at: str) -> Iterator[str]:
+    """The ids of those that are there for him, or of the `only` one of these, from `at` on."""
+    if only is not None:
+        whose = db.execute("SELECT coalesce(owner, '') FROM subscriptions WHERE id = ?", (only,)).fetchone()
+        if whose is not None and _is_there_for(owner, whose[0]) and only >= at:
+            yield only
+        return
+    wheres = ["= ?1"] if isinstance(owner, Only) else ["= ?1", "IS NULL"]
+    found = (
+        db.execute(f"{_OWN.format(join='', whose=where)} AND s.id >= ?2 ORDER BY s.id", (owner, at)) for where in wheres
+    )
+    for (subscription_id,) in merge(*found):
+        yield subscription_id
+
+
+def _of_message_to(
+    db: sqlite3.Connection, message: int, subscription_id: str, behind: int | None, backwards: bool
+) -> Iterator[tuple[Place, Row]]:
+    """The one delivery, unless the place is behind it."""
+    order = _order(backwards)
+    rows = db.execute(
+        f"{_SELECT} {_WITH} WHERE d.message = ? AND d.subscription_id = ? AND +d.sequence {order.than} ?",
+        (message, subscription_id, order.before_all if behind is None else behind),
+    )
+    for row in map(Row._make, rows):
+        yield [row.sequence], row
+
+
 def _of_message(
     db: sqlite3.Connection, number: int, place: Place | None, backwards: bool
 ) -> Iterator[tuple[Place, Row]]:
@@ -145,11 +210,18 @@ def _of_message(
 
 
 def _of_subscription(
-    db: sqlite3.Connection, subscription_id: str, place: Place | None, backwards: bool
+    db: sqlite3.Connection,
+    subscription_id: str,
+    place: Place | None,
+    backwards: bool,
+    state: DeliveryState | None,
 ) -> Iterator[tuple[Place, Row]]:
     (behind,), order = _behind(place, 1), _order(backwards)
+    indexed = "INDEXED BY deliveries_dead_of_subscription" if state == "dead" else ""
+    where = "d.state = 'dead' AND" if state == "dead" else ""
     rows = db.execute(
-        f"{_SELECT} {_WITH} WHERE d.subscription_id = ? AND d.sequence {order.than} ? ORDER BY d.sequence {order.by}",
+        f"{_SELECT} {indexed} {_WITH} "
+        f"WHERE {where} d.subscription_id = ? AND d.sequence {order.than} ? ORDER BY d.sequence {order.by}",
         (subscription_id, order.before_all if behind is None else behind),
     )
     for row in map(Row._make, rows):
@@ -208,8 +280,12 @@ def _behind(place: Place | None, length: int) -> list[Any]:
     if place is None:
         return [None] * length
     if len(place) != length:
-        raise InvalidRequest("this cursor belongs to another selection")
+        raise _of_another_selection()
     return list(place)
+
+
+def _of_another_selection() -> InvalidRequest:
+    return InvalidRequest("this cursor belongs to another selection")
 
 
 # -- pages ------------------------------------------------------------------------------------------------------------
@@ -246,17 +322,18 @@ def message(
 
 
 def _is_shown(db: sqlite3.Connection, number: int, owner: str) -> bool:
-    """He published it, or a subscription that is there for him brings it."""
+    """He published it, or a subscription that is there for him brings it. What is others' is not counted over, unless
+    for one for whom there is also what is nobody's."""
     shown: int = db.execute(_IS_SHOWN, (number, owner, not isinstance(owner, Only))).fetchone()[0]
     return bool(shown)
 
 
-def _page(walked: Iterator[tuple[Place, Row]], selection: Selection, limit: int) -> DeliveryPage:
+def _page(walked: Iterator[tuple[Place, Row | None]], selection: Selection, limit: int) -> DeliveryPage:
     found: list[OwedDelivery] = []
     last: Place | None = None
     for place, row in islice(walked, _ROWS_LOOKED_AT):
         last = place
-        if selected(selection, row):
+        if row is not None and selected(selection, row):
             found.append(_owed(row))
             if len(found) == limit:
                 break

@@ -1,6 +1,7 @@
 """What takes long, in slices: replays, ends of subscriptions, messages that expire. Each slice is a transaction.
 
-What is to be done stands in rows, with how far it has got; so whoever comes next goes on, in whichever process.
+What is to be done stands in rows, with how far it has got; so whoever comes next goes on, in whichever process. None of
+the kinds waits for another, and owners take turns with their replays: many of one are no long wait for the others.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubclient.protocol.errors import InvalidRequest, QuotaExceeded
 from httppubsubserver.stores import Only
-from httppubsubserver.stores.durable import Replay, Selection
+from httppubsubserver.stores.durable import MAX_REPLAYS, MAX_REPLAYS_KEPT, Replay, Selection
 from httppubsubserver.stores.sqlite_claims import advance, give_up, lower
 from httppubsubserver.stores.sqlite_deliveries import Row, selected, walk
 from httppubsubserver.stores.sqlite_successors import Successors
@@ -21,10 +22,13 @@ from httppubsubserver.stores.sqlite_successors import Successors
 __all__ = ["anything_to_do", "begin_replay", "cancel_scheduled", "replay_progress", "work_off"]
 
 _SLICE: Final = 500
-"""Rows that are looked at in one transaction, so that others get their turn between two."""
+"""Rows of each kind that are looked at in one transaction, so that others get their turn between two."""
 
 _SUBSCRIPTIONS_LOOKED_AT: Final = 20_000
 """For successors, in one transaction; then the slice ends early."""
+
+_RETRY_AFTER_SECONDS: Final = 10
+"""For who has too many replays at once: whatever they are, some rows of one are looked at within seconds."""
 
 _REPLAY: Final = (
     "SELECT number, selection, requested_at, replayed, skipped, finished_at, place, last_message FROM replays WHERE"
@@ -44,13 +48,18 @@ def anything_to_do(db: sqlite3.Connection, now: int) -> bool:
 
 def work_off(db: sqlite3.Connection, now: int) -> int:
     """See `DurableStore.work_off`."""
-    for work in (_end_subscription, _expire_message, _replay_some):
-        if looked_at := work(db, now):
-            return looked_at
-    return 0
+    return _up_to_a_slice(_end_subscription, db, now) + _up_to_a_slice(_expire_message, db, now) + _replay_some(db, now)
 
 
-def _end_subscription(db: sqlite3.Connection, now: int) -> int:
+def _up_to_a_slice(work: Callable[[sqlite3.Connection, int, int], int], db: sqlite3.Connection, now: int) -> int:
+    """One thing after another: who ends many that are small holds up nobody for long."""
+    looked_at = 0
+    while looked_at < _SLICE and (some := work(db, now, _SLICE - looked_at)):
+        looked_at += some
+    return looked_at
+
+
+def _end_subscription(db: sqlite3.Connection, now: int, at_most: int) -> int:
     """Call off what a subscription that is gone is owed."""
     ended = db.execute("SELECT subscription_id, reason, after_sequence FROM ended_subscriptions LIMIT 1").fetchone()
     if ended is None:
@@ -59,7 +68,7 @@ def _end_subscription(db: sqlite3.Connection, now: int) -> int:
     rows = db.execute(
         "SELECT message, state, leased_by, due_at, sequence FROM deliveries "
         "WHERE subscription_id = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-        (subscription_id, after, _SLICE),
+        (subscription_id, after, at_most),
     ).fetchall()
     for message, state, leased_by, due_at, _ in rows:
         if leased_by is not None and due_at > now:
@@ -71,7 +80,7 @@ def _end_subscription(db: sqlite3.Connection, now: int) -> int:
             )
         elif state in ("pending", "waiting"):
             give_up(db, message, subscription_id, reason, now)
-    if len(rows) < _SLICE:
+    if len(rows) < at_most:
         db.execute("DELETE FROM ended_subscriptions WHERE subscription_id = ?", (subscription_id,))
     else:
         db.execute(
@@ -81,7 +90,7 @@ def _end_subscription(db: sqlite3.Connection, now: int) -> int:
     return len(rows) + 1
 
 
-def _expire_message(db: sqlite3.Connection, now: int) -> int:
+def _expire_message(db: sqlite3.Connection, now: int, at_most: int) -> int:
     """Give up what is pending of a message that has expired, but for what is under way."""
     due = db.execute(
         "SELECT expires_at, message, place FROM message_expiries WHERE expires_at <= ? LIMIT 1", (now,)
@@ -89,9 +98,9 @@ def _expire_message(db: sqlite3.Connection, now: int) -> int:
     if due is None:
         return 0
     expires_at, message, place = due
-    rows = _of_message(db, message, place)
+    rows = _of_message(db, message, place, at_most)
     _give_up_all(db, message, rows, "expired", now, lambda leased_by, due_at, _: leased_by is None or due_at <= now)
-    if len(rows) < _SLICE:
+    if len(rows) < at_most:
         db.execute("DELETE FROM message_expiries WHERE expires_at = ? AND message = ?", (expires_at, message))
     else:
         db.execute(
@@ -106,16 +115,16 @@ def cancel_scheduled(db: sqlite3.Connection, message_id: str, place: str, now: i
     found = db.execute("SELECT number FROM messages WHERE id = ? AND deliver_at IS NOT NULL", (message_id,)).fetchone()
     if found is None:
         return 0, None
-    rows = _of_message(db, found[0], place)
+    rows = _of_message(db, found[0], place, _SLICE)
     called_off = _give_up_all(db, found[0], rows, "called_off", now, lambda _, __, attempts: attempts == 0)
     return called_off, rows[-1][0] if len(rows) == _SLICE else None
 
 
-def _of_message(db: sqlite3.Connection, message: int, place: str) -> list[tuple[Any, ...]]:
+def _of_message(db: sqlite3.Connection, message: int, place: str, at_most: int) -> list[tuple[Any, ...]]:
     return db.execute(
         "SELECT subscription_id, state, leased_by, due_at, attempts, ordered, endpoint FROM deliveries "
         "WHERE message = ? AND subscription_id > ? ORDER BY subscription_id LIMIT ?",
-        (message, place, _SLICE),
+        (message, place, at_most),
     ).fetchall()
 
 
@@ -145,13 +154,30 @@ def begin_replay(db: sqlite3.Connection, selection: Selection, now: int) -> Repl
     if selection.state in ("pending", "waiting"):
         raise InvalidRequest(f"deliveries that are {selection.state} are on their way already: replay the dead")
     selection = selection._replace(state=selection.state or "dead")
+    if selection.owner is not None:
+        _make_room(db, selection.owner)
     number = db.execute(
-        "INSERT INTO replays (selection, requested_at, last_message) "
-        "VALUES (?, ?, (SELECT coalesce(max(number), 0) FROM messages))",
-        (json.dumps(_with_owner(selection)), now),
+        "INSERT INTO replays (selection, requested_at, owner, last_message) "
+        "VALUES (?, ?, ?, (SELECT coalesce(max(number), 0) FROM messages))",
+        (json.dumps(_with_owner(selection)), now, selection.owner or ""),
     ).lastrowid
     assert number is not None
     return Replay(number, selection, now, 0, 0, None)
+
+
+def _make_room(db: sqlite3.Connection, owner: str) -> None:
+    """Raises `QuotaExceeded`."""
+    unfinished = db.execute("SELECT count(*) FROM replays WHERE owner = ? AND finished_at IS NULL", (owner,))
+    if unfinished.fetchone()[0] >= MAX_REPLAYS:
+        raise QuotaExceeded(
+            f"{MAX_REPLAYS} replays of yours are not finished yet; wait for one, or select more with one replay",
+            retry_after_seconds=_RETRY_AFTER_SECONDS,
+        )
+    db.execute(
+        "DELETE FROM replays WHERE number IN (SELECT number FROM replays "
+        "WHERE owner = ? AND finished_at IS NOT NULL ORDER BY number DESC LIMIT -1 OFFSET ?)",
+        (owner, MAX_REPLAYS_KEPT - 1),
+    )
 
 
 def replay_progress(db: sqlite3.Connection, number: int) -> Replay | None:
@@ -173,7 +199,7 @@ def _selection(text: str) -> Selection:
 
 
 def _replay_some(db: sqlite3.Connection, now: int) -> int:
-    row = db.execute(f"{_REPLAY} finished_at IS NULL ORDER BY number LIMIT 1").fetchone()
+    row = _next_replay(db)
     if row is None:
         return 0
     number, text, _, replayed, skipped, _, place, last_message = row
@@ -183,7 +209,7 @@ def _replay_some(db: sqlite3.Connection, now: int) -> int:
     found = list(islice(walked, _SLICE))
     successors, looked_at = Successors(db, now), 0
     for here, each in found:
-        if selected(selection, each) and each.message <= last_message:
+        if each is not None and selected(selection, each) and each.message <= last_message:
             if _send_again(db, each, successors, now):
                 replayed += 1
             else:
@@ -197,6 +223,16 @@ def _replay_some(db: sqlite3.Connection, now: int) -> int:
         (place, replayed, skipped, now if finished else None, number),
     )
     return looked_at + 1
+
+
+def _next_replay(db: sqlite3.Connection) -> tuple[Any, ...] | None:
+    """The first of the next owner who has one."""
+    for whose in ("owner > (SELECT owner FROM replay_turn) AND", ""):
+        row = db.execute(f"{_REPLAY} {whose} finished_at IS NULL ORDER BY owner, number LIMIT 1").fetchone()
+        if row is not None:
+            db.execute("UPDATE replay_turn SET owner = (SELECT owner FROM replays WHERE number = ?)", row[:1])
+            return tuple(row)
+    return None
 
 
 def _send_again(db: sqlite3.Connection, row: Row, successors: Successors, now: int) -> bool:

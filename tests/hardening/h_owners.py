@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from hashlib import sha256
 from typing import Any
 
@@ -11,12 +13,15 @@ import pytest
 
 from httppubsubclient.protocol.keys import Credentials, Key, Secrets
 from httppubsubclient.protocol.permissions import Permissions, Quotas
+from httppubsubserver.stores import sqlite_deliveries
 from tests.hardening.support import CALLBACK, OpenDesk
 
 __all__ = [
     "test_40_only_its_owner_or_an_admin_removes_a_subscription",
     "test_41_only_an_admin_subscribes_without_a_lease",
+    "test_42_a_tenant_has_few_replays_under_way_and_others_are_not_kept_waiting",
     "test_42_beyond_the_quota_of_an_owner_nothing_is_made_however_many_ask",
+    "test_46_nothing_tells_a_tenant_how_much_is_brought_to_another",
     "test_46_the_key_of_another_tenant_is_403_where_it_may_not_and_404_where_it_sees_nothing",
     "test_47_the_same_idempotency_key_of_two_owners_is_two",
 ]
@@ -156,3 +161,57 @@ async def test_47_the_same_idempotency_key_of_two_owners_is_two(open_desk: OpenD
     assert len({answer.json()["message_id"] for answer in answers.values()}) == 4
     assert (await sent("partner-2", b"partner")).json() == answers["partner"].json()
     refused(await sent("victim", b"attacker"), 422, "conflict")
+
+
+async def test_46_nothing_tells_a_tenant_how_much_is_brought_to_another(
+    open_desk: OpenDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_deliveries, "_ROWS_LOOKED_AT", 20)
+    api = (await open_desk(secrets=SECRETS)).api
+
+    async def subscribed(name: str) -> str:
+        wanted = {"url": f"{CALLBACK}/{name}", "topic": "partner/1", "delivery": "durable"}
+        made: str = (await api.post("/v1/subscriptions", json=wanted, headers=as_(name))).json()["id"]
+        return made
+
+    async def publish(times: int) -> str:
+        headers = {**as_("victim"), "prefer": "respond-async"}
+        for _ in range(times):
+            sent = await api.post("/v1/notify?topic=partner/1", content=b"x", headers=headers)
+        message: str = sent.json()["message_id"]
+        return message
+
+    theirs = await subscribed("victim")
+    message = await publish(50)  # more than the rows that one page looks at
+    empty = {"deliveries": [], "cursor": None}
+    for query in ("", "?state=dead", f"?subscription={theirs}", f"?message={message}", "?from=2000-01-01T00:00:00Z"):
+        assert (await api.get(f"/v1/deliveries{query}", headers=as_("partner"))).json() == empty, query
+    mine = await subscribed("partner")
+    await publish(3)
+    cursor, found = "", 0
+    while cursor is not None:
+        page = (await api.get(f"/v1/deliveries?limit=1{cursor and '&cursor=' + cursor}", headers=as_("partner"))).json()
+        found += len(page["deliveries"])
+        cursor = page["cursor"]
+        assert cursor is None or json.loads(base64.urlsafe_b64decode(cursor + "==="))[0] == mine
+    assert found == 3
+
+
+async def test_42_a_tenant_has_few_replays_under_way_and_others_are_not_kept_waiting(open_desk: OpenDesk) -> None:
+    desk = await open_desk(secrets=SECRETS)
+    whole_time = {"from": "2000-01-01T00:00:00Z", "state": "delivered"}
+
+    async def replay(name: str) -> httpx.Response:
+        return await desk.api.post("/v1/deliveries/replay", json=whole_time, headers=as_(name))
+
+    answers = await asyncio.gather(*(replay("attacker") for _ in range(200)), replay("victim"))
+    assert {answer.status_code for answer in answers} <= {202, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            refused(answer, 429, "quota_exceeded")
+            assert int(answer.headers["retry-after"]) >= 1
+    assert answers[-1].status_code == 202
+    path = f"/v1/deliveries/replays/{answers[-1].json()['replay']}"
+    async with asyncio.timeout(10):
+        while (await desk.api.get(path, headers=as_("victim"))).json()["finished_at"] is None:
+            await asyncio.sleep(0.005)

@@ -469,6 +469,14 @@ async def test_a_replay_sends_again_what_is_ones_own(site: Broadcaster, who: As,
     assert outbound.posts[-1].url == A
 
 
+async def test_who_may_subscribe_to_nothing_has_nothing_to_replay(who: As) -> None:
+    whole_time = {"from": "2000-01-01T00:00:00Z"}
+    for name in ("writer", token(httppubsub={"publish": ["a/*"]}, **SOON)):
+        assert "nothing" in problem(await who(name).post("/v1/deliveries/replay", json=whole_time), 403, "forbidden")
+    # An admin replays what others have.
+    assert (await who("auditor").post("/v1/deliveries/replay", json=whole_time)).status_code == 202
+
+
 async def finished(api: httpx.AsyncClient, number: int) -> None:
     async with asyncio.timeout(20):
         while (await api.get(f"/v1/deliveries/replays/{number}")).json()["finished_at"] is None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ import pytest
 from httppubsubclient.protocol.errors import Unavailable
 from httppubsubserver.migrations import find_migrations
 from httppubsubserver.stores import sqlite_claims as claims
+from httppubsubserver.stores import sqlite_deliveries as looking
 from httppubsubserver.stores.durable import CHUNK_BYTES, Publication, Selection, Terms
 from httppubsubserver.stores.sqlite import open_sqlite
 from httppubsubserver.stores.sqlite_file import migrate
-from tests.stores.conftest import NOW
+from tests.stores.conftest import NOW, asking
 from tests.stores.durable_stores import (
     ENDPOINT,
     OTHER,
@@ -74,6 +76,15 @@ class TestPlans:
         assert self.plan(db, claims.IN_ORDER) == [
             "SEARCH deliveries USING INDEX deliveries_in_order (subscription_id=? AND state=?)"
         ]
+
+    def test_of_others_nothing_is_looked_at(self, db: sqlite3.Connection) -> None:
+        for where in ("= ?", "IS NULL"):
+            own = looking._OWN.format(join="", whose=where)
+            assert self.plan(db, f"{own} AND s.id >= ? ORDER BY s.id") == [
+                "SEARCH s USING INDEX subscriptions_durable_by_owner (owner=? AND id>?)"
+            ]
+        one = f"{looking._SELECT} {looking._WITH} WHERE d.message = ? AND d.subscription_id = ? AND +d.sequence > ?"
+        assert self.plan(db, one)[0] == "SEARCH d USING PRIMARY KEY (message=? AND subscription_id=?)"
 
     async def test_nothing_that_is_called_again_and_again_goes_through_a_table(self, path: Path) -> None:
         """Each statement of a whole life of deliveries; only what counts or begins at the first row may scan."""
@@ -207,6 +218,24 @@ async def main(url, holder):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+
+
+async def test_whose_a_subscription_was_is_forgotten_with_its_last_delivery(path: Path, url: str) -> None:
+    async with open_sqlite(url) as store:
+        ids_of_owners = {}
+        for owner in ("me", "them", "nothing", None):
+            request = replace(asking(f"http://{owner}.example/", b"t"), delivery="durable")
+            ids_of_owners[owner] = (await store.subscribe(request, now=NOW, owner=owner))[0].id
+        me, them, nothing, nobody = ids_of_owners.values()
+        await accept_all(store, ["m1", "m2"], [me, nobody])
+        await accept_all(store, ["m3"], [them, nobody])
+        await settle(store, *map(delivered, await claim(store)))
+        for each in (me, them, nothing, nobody):
+            await store.unsubscribe(each, now=NOW)
+        with closing(plain(path)) as db:
+            assert dict(db.execute("SELECT id, owner FROM gone_subscriptions")) == {me: "me", them: "them"}
+            await store.prune_messages(now=NOW + 9, bodies_before=NOW + 9, messages_before=NOW + 9)
+            assert dict(db.execute("SELECT id, owner FROM gone_subscriptions")) == {them: "them"}, "m3 was the last"
 
 
 async def test_two_processes_that_claim_at_once_never_hold_one_delivery_together(url: str) -> None:

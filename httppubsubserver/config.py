@@ -163,7 +163,7 @@ class ServerConfig(BaseModel):
         default=5.0, gt=0, le=60, description="How long a callback may take to agree."
     )
     verifications_per_hour: int = Field(
-        default=60, ge=1, description="How often one host may be asked whether it agrees; then 429."
+        default=60, ge=1, description="How often an owner of keys may have one host asked in vain; then 429."
     )
     webhook_origin: str | None = Field(
         default=None,

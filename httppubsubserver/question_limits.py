@@ -4,15 +4,18 @@ Whoever may subscribe can have a question sent to anybody. So each question is p
 it concerns, and what a callback agrees to is given back: who agrees is not being molested, and may ask for thousands of
 patterns. What is left is questions that nobody wanted, and of these an hour has at most
 
-| for one                                | `verifications_per_hour`, times | at once |
-|----------------------------------------|---------------------------------|---------|
-| host of a callback URL                 | 1                               | 8       |
-| address (IPv6: its /64), by whatever name | 4                            |         |
-| owner who asks                         | 8                               | 64      |
-| process of the broadcaster, all of it  | 64                              | 256     |
+| for one                                              | `verifications_per_hour`, times | at once |
+|------------------------------------------------------|---------------------------------|---------|
+| owner who asks, at one host                          | 1                               | 8       |
+| owner who asks, at one address                       | 1                               |         |
+| host of a callback URL, whoever asks                 | 4                               | 32      |
+| address (IPv6: its /64), by whatever name, likewise  | 4                               |         |
+| owner who asks, wherever                             | 8                               | 64      |
+| process of the broadcaster, all of it                | 64                              | 256     |
 
-whenever that hour begins. An owner who has used up its own has not used up what others have. Nobody waits for a turn
-longer than a question may take; more than `MAX_WAITING` do not wait.
+whenever that hour begins. No owner can use up what a host has for all: whoever asks about paths of it that refuse locks
+out himself and nobody else, and it takes four of them, who share nothing, to lock out a fifth. Nobody waits for a turn
+longer than a question may take; more than `MAX_WAITING` do not wait, and of one owner `MAX_WAITING_OF_OWNER`.
 """
 
 from __future__ import annotations
@@ -27,17 +30,35 @@ from typing import Final, Literal, NamedTuple
 from httppubsubclient.protocol.addresses import parse_address
 from httppubsubclient.protocol.errors import QuotaExceeded, Unavailable
 
-__all__ = ["EVERYBODY", "MAX_WAITING", "Charge", "QuestionBudget", "Turns", "address_charge"]
+__all__ = [
+    "EVERYBODY",
+    "MAX_WAITING",
+    "MAX_WAITING_OF_OWNER",
+    "Charge",
+    "QuestionBudget",
+    "Turns",
+    "address_charges",
+    "question_charges",
+]
 
-Kind = Literal["host", "address", "owner", "all"]
+Kind = Literal["host", "owner at host", "address", "owner at address", "owner", "all"]
 
 MAX_WAITING: Final = 1000
 """Questions that wait for their turn."""
+MAX_WAITING_OF_OWNER: Final = 250
+"""Of them, those of one owner: nobody fills the line alone."""
 MAX_KEPT: Final = 100_000
 """Of those who have paid; with more of them, those who have not done so for an hour are forgotten."""
 
-_TIMES: Final[dict[Kind, int]] = {"host": 1, "address": 4, "owner": 8, "all": 64}
-_AT_ONCE: Final[dict[Kind, int]] = {"host": 8, "owner": 64, "all": 256}
+_TIMES: Final[dict[Kind, int]] = {
+    "owner at host": 1,
+    "owner at address": 1,
+    "host": 4,
+    "address": 4,
+    "owner": 8,
+    "all": 64,
+}
+_AT_ONCE: Final[dict[Kind, int]] = {"owner at host": 8, "host": 32, "owner": 64, "all": 256}
 _MICROSECONDS: Final = 1_000_000
 _HOUR: Final = 3600 * _MICROSECONDS
 
@@ -52,12 +73,21 @@ class Charge(NamedTuple):
 EVERYBODY: Final = Charge("all", "")
 
 
-def address_charge(address: str) -> Charge:
-    """The charge for an address; in IPv6 whoever has one has its whole /64."""
+def question_charges(host: str, owner: str | None) -> list[Charge]:
+    """Who pays for a question to a host, besides the addresses that it turns out to have."""
+    name = owner or ""
+    # No host has a space in it.
+    return [Charge("owner at host", f"{host} {name}"), Charge("host", host), Charge("owner", name), EVERYBODY]
+
+
+def address_charges(address: str, owner: str | None) -> list[Charge]:
+    """The charges for an address; in IPv6 whoever has one has its whole /64."""
     parsed = parse_address(address)
     if isinstance(parsed, IPv6Address):
-        return Charge("address", str(IPv6Network((int(parsed) >> 64 << 64, 64))))
-    return Charge("address", address if parsed is None else str(parsed))
+        network = str(IPv6Network((int(parsed) >> 64 << 64, 64)))
+    else:
+        network = address if parsed is None else str(parsed)
+    return [Charge("owner at address", f"{network} {owner or ''}"), Charge("address", network)]
 
 
 class QuestionBudget:
@@ -116,12 +146,14 @@ class Turns:
     @asynccontextmanager
     async def turn(self, charges: Sequence[Charge]) -> AsyncIterator[None]:
         """One of the places of each of these, while the context lasts. Has no deadline. Raises `Unavailable`."""
-        if self._waiting or not self._fits(charges):
-            if len(self._waiting) >= MAX_WAITING:
+        # Of those who wait nobody fits, or he would be in: who fits takes no place from them.
+        if not self._fits(charges):
+            owners = [charge for charge in charges if charge.kind == "owner"]
+            of_owner = sum(owner in others for others, _ in self._waiting for owner in owners)
+            if len(self._waiting) >= MAX_WAITING or of_owner >= MAX_WAITING_OF_OWNER:
                 raise Unavailable("too many callbacks are being asked whether they agree", retry_after_seconds=1)
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append((charges, turn))
-            self._let_in()
             try:
                 await turn
             except BaseException:

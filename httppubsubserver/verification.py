@@ -52,7 +52,7 @@ from httppubsubclient.protocol.patterns import Pattern
 from httppubsubserver.delivery.answers import AttemptFailed
 from httppubsubserver.delivery.egress import Egress
 from httppubsubserver.delivery.httpx_transport import FastTransport
-from httppubsubserver.question_limits import EVERYBODY, Charge, QuestionBudget, Turns, address_charge
+from httppubsubserver.question_limits import Charge, QuestionBudget, Turns, address_charges, question_charges
 from httppubsubserver.randomness import random_bytes
 
 __all__ = ["MAX_ANSWER_BYTES", "MAX_QUESTIONS", "Asker", "Question"]
@@ -94,6 +94,7 @@ class _Bill:
     """Who has paid for a question that is under way."""
 
     host: str
+    owner: str | None
     paid: list[Charge] = field(default_factory=list)
     refused: QuotaExceeded | None = None
 
@@ -138,7 +139,7 @@ class Asker:
     async def ask(self, question: Question) -> None:
         """Return when the callback agrees. Raises `CallbackRefused`, `CallbackUnreachable`, `QuotaExceeded`,
         `Unavailable`, `InvalidRequest`; takes `timeout_seconds` at most."""
-        charges = [Charge("host", question.callback.host), Charge("owner", question.owner or ""), EVERYBODY]
+        charges = question_charges(question.callback.host, question.owner)
         loop = asyncio.get_running_loop()
         began = loop.time()
         in_time = False
@@ -166,7 +167,7 @@ class Asker:
     async def _asked(self, question: Question, charges: list[Charge]) -> int:
         """Ask once: 2xx when the callback agrees, 408, 429 or 5xx when it could not say. Raises as `ask` does."""
         self._budget.spend(charges)
-        bill = _Bill(question.callback.host, list(charges))
+        bill = _Bill(question.callback.host, question.owner, list(charges))
         _BILL.set(bill)
         try:
             if parse_address(question.callback.host) is not None:
@@ -243,7 +244,7 @@ class Asker:
         return found
 
     def _charge(self, bill: _Bill, addresses: Iterable[str]) -> None:
-        charges = list(dict.fromkeys(map(address_charge, addresses)))
+        charges = list(dict.fromkeys(charge for one in addresses for charge in address_charges(one, bill.owner)))
         try:
             self._budget.spend(charges)
         except QuotaExceeded as error:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from httppubsubclient.protocol import intent
+from httppubsubclient.protocol.credentials import Credentials, Secrets
 from httppubsubclient.protocol.intent import Verification, parse_verification
+from httppubsubclient.protocol.keys import Key
 from httppubsubserver.verification import MAX_ANSWER_BYTES
-from tests.hardening.support import OpenDesk
+from tests.hardening.support import Desk, OpenDesk
 from tests.server.peers import Peer, Wire
 
 ASKING: dict[str, Any] = {"verify_callbacks": "always", "verification_timeout_seconds": 5}
@@ -90,6 +92,29 @@ async def test_38_it_is_asked_so_often_an_hour_and_no_more(open_desk: OpenDesk) 
         codes = [answer.json()["code"] for answer in answers]
         assert (codes.count("callback_refused"), codes.count("quota_exceeded")) == (5, 25)
         assert all(0 < int(answer.headers["retry-after"]) <= 3600 for answer in answers if answer.status_code == 429)
+
+
+def keys(*names: str) -> Secrets:
+    """Bearer tokens of so many owners; deliveries need no proof."""
+    return Secrets(Credentials("token", tuple(Key(name, name.encode() * 8) for name in names)), Credentials.none(), ())
+
+
+def acting_as(desk: Desk, name: str) -> None:
+    """One of them, from here on."""
+    desk.api.headers["authorization"] = f"Bearer {name * 8}"
+
+
+async def test_38_who_has_a_host_asked_in_vain_locks_out_nobody_else(open_desk: OpenDesk) -> None:
+    desk = await open_desk(**ASKING, verifications_per_hour=5, secrets=keys("alice", "bob"))
+    async with callback(agrees_to(b"wanted")) as (host, url):
+        acting_as(desk, "alice")
+        answers = [await desk.subscribe(f"{url}/{number}", topic=f"t{number}") for number in range(10)]
+        codes = [answer.json()["code"] for answer in answers]
+        assert (codes.count("callback_refused"), codes.count("quota_exceeded"), len(host.asked)) == (5, 5, 5)
+        acting_as(desk, "bob")
+        await desk.made(f"{url}/bob", topic="wanted")
+        acting_as(desk, "alice")
+        assert (await desk.subscribe(f"{url}/alice", topic="wanted")).status_code == 429, "that is for her alone"
 
 
 @pytest.mark.parametrize(

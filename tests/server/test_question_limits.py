@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 
 from httppubsubclient.protocol.errors import QuotaExceeded, Unavailable
 from httppubsubserver import question_limits
-from httppubsubserver.question_limits import EVERYBODY, Charge, QuestionBudget, Turns, address_charge
+from httppubsubserver.question_limits import (
+    EVERYBODY,
+    Charge,
+    QuestionBudget,
+    Turns,
+    address_charges,
+    question_charges,
+)
 
 HOUR = 3_600_000_000
-VICTIM = Charge("host", "victim.example")
+VICTIM = Charge("owner at host", "victim.example a")
 
 
 class Clock:
@@ -110,8 +117,27 @@ def test_who_cannot_pay_is_not_remembered() -> None:
 def test_other_hosts_and_owners_have_their_own() -> None:
     budget = QuestionBudget(10, now=Clock())
     for name in ("a", "b"):
-        assert spent(budget, [Charge("host", name)], 100) == 10
+        assert spent(budget, [Charge("host", name)], 100) == 40
         assert spent(budget, [Charge("owner", name)], 100) == 80
+
+
+def test_one_owner_cannot_use_up_a_host_nor_an_address() -> None:
+    budget = QuestionBudget(10, now=Clock())
+    assert spent(budget, question_charges("shared.example", "alice"), 100) == 10
+    assert spent(budget, question_charges("other.example", "alice"), 100) == 10
+    assert spent(budget, address_charges("192.0.2.1", "alice"), 100) == 10
+    for owner in ("bob", None, "alice shared.example"):
+        assert spent(budget, question_charges("shared.example", owner), 100) == 10
+        assert spent(budget, address_charges("192.0.2.1", owner), 100) == 10
+    assert spent(budget, question_charges("shared.example", "carol"), 100) == 0, "all together have a bound"
+    assert spent(budget, address_charges("192.0.2.1", "carol"), 100) == 0
+
+
+def test_names_of_owners_do_not_run_into_hosts() -> None:
+    names = [
+        question_charges(host, owner)[0].name for host, owner in (("a", "b c"), ("a", "b"), ("a", None), ("b", ""))
+    ]
+    assert len(set(names)) == 4
 
 
 def test_who_has_not_paid_for_long_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +163,10 @@ def test_who_has_not_paid_for_long_is_forgotten(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_whose_address_it_is(one: str, other: str, same: bool) -> None:
-    assert (address_charge(one) == address_charge(other)) is same
+    for owner in (None, "a"):
+        assert (address_charges(one, owner) == address_charges(other, owner)) is same
+    assert address_charges(one, "a")[1] == address_charges(one, "b")[1]
+    assert address_charges(one, "a")[0] != address_charges(one, "b")[0]
 
 
 class Asking:
@@ -150,7 +179,7 @@ class Asking:
 
     def start(self, name: str, host: str, owner: str) -> asyncio.Task[None]:
         self._ends[name] = asyncio.Event()
-        return asyncio.create_task(self._ask(name, [Charge("host", host), Charge("owner", owner), EVERYBODY]))
+        return asyncio.create_task(self._ask(name, question_charges(host, owner)))
 
     async def _ask(self, name: str, charges: list[Charge]) -> None:
         async with self.turns.turn(charges):
@@ -220,3 +249,31 @@ async def test_the_line_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_one_owner_does_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at a host that hangs, and not by a line that he has filled."""
+    monkeypatch.setattr(question_limits, "MAX_WAITING_OF_OWNER", 20)
+    asking = Asking()
+    tasks = [asking.start(f"{number}", "slow.example", "alice") for number in range(40)]
+    await settled()
+    assert len(asking.begun) == 8
+    refused = [task for task in tasks if task.done()]
+    assert [type(task.exception()) for task in refused] == [Unavailable] * 12
+    tasks += [asking.start(f"bob {number}", "slow.example", "bob") for number in range(8)]
+    await settled()
+    assert len(asking.begun) == 16, "as many as if alice were not there"
+    tasks += [
+        asking.start(f"{number} {host}", f"{host}.example", "alice") for host in "abcdefgh" for number in range(8)
+    ]
+    await settled()
+    assert len(asking.begun) == 16 + 56, "more than 64 alice does not get"
+    monkeypatch.setattr(question_limits, "MAX_WAITING", len(asking.turns._waiting))
+    tasks.append(asking.start("carol", "slow.example", "carol"))
+    await settled()
+    assert asking.begun[-1] == "carol", "who need not wait is not stopped by a line that is full"
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert not asking.turns._under_way
+    assert not asking.turns._waiting

@@ -442,8 +442,36 @@ async def until_refused(asker: Asker, callback: Callable[[int], CallbackUrl], ow
 async def test_a_host_that_does_not_agree_is_left_alone(network: Network) -> None:
     peer = await network.peer(replying(lambda challenge: ok(b"", 404)))
     async with asking(network, per_hour=10) as asker:
-        sent = await until_refused(asker, lambda n: peer.callback(f"/{n}#{n}"), str)
+        sent = await until_refused(asker, lambda n: peer.callback(f"/{n}#{n}"), lambda n: "a")
         assert sent == peer.connections == 10
+        # Whoever he is: three more have as much, and then it is enough.
+        sent = await until_refused(asker, lambda n: peer.callback(f"/{n}#{n}"), lambda n: f"owner {n}")
+        assert (sent, peer.connections) == (30, 40)
+
+
+async def test_nobody_locks_others_out_of_a_host(network: Network) -> None:
+    """Neither by paths of it that refuse, nor by names of his own for its address, nor by both."""
+
+    async def temper(wire: Wire, number: int) -> None:
+        head, _ = await wire.request()
+        await wire.send(echo(challenge_of(head)) if head.startswith("GET /good") else ok(b"", 404))
+
+    peer = await network.peer(temper)
+    async with asking(network, per_hour=10, resolver=Names(["127.0.0.1"])) as asker:
+        hosts = ["shared.example", "127.0.0.1", *(f"n{number}.attacker.example" for number in range(200))]
+        refused = 0
+        for number in range(10 * len(hosts)):
+            try:
+                await asker.ask(question(peer.callback(f"/bad{number}", host=hosts[number // 10]), owner="alice"))
+            except QuotaExceeded:
+                refused += 1
+            except CallbackRefused:
+                pass
+        assert refused == 10 * len(hosts) - 10
+        for host in ("shared.example", "127.0.0.1"):
+            await asker.ask(question(peer.callback("/good", host=host), owner="bob"))
+            with pytest.raises(QuotaExceeded):
+                await asker.ask(question(peer.callback("/good", host=host), owner="alice"))
 
 
 async def test_names_and_owners_without_end_do_not_help(network: Network) -> None:

@@ -30,6 +30,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, Literal, NamedTuple, TypeAlias
 
@@ -51,6 +52,7 @@ __all__ = [
     "SigningKey",
     "SubscriptionSecrets",
     "required_secret",
+    "withheld_from",
 ]
 
 MAX_LIVE_SECRETS: Final = 4
@@ -65,6 +67,8 @@ _CONTEXT: Final = b"secrets of subscription "
 _KINDS: Final[dict[Literal["v1", "v1a"], bytes]] = {"v1": b"\x01", "v1a": b"\x02"}
 _MAX_OPENED: Final = 4096
 """Subscriptions whose keys are kept in clear for the next delivery, in memory."""
+_MAX_HOSTS: Final = 4096
+"""Hosts of which is remembered whether they may be strangers."""
 
 _OWN_IPV4: Final = tuple(
     map(IPv4Network, ("0.0.0.0/32", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
@@ -204,28 +208,39 @@ class SubscriptionSecrets:
         return self._vault
 
 
+def withheld_from(config: ServerConfig, shared: Credentials) -> Callable[[str], bool] | None:
+    """Which hosts of callbacks never see what subscribers have in common; None when every one does.
+
+    A bearer token proves a delivery to everybody who has seen one, so whoever may be a stranger gets a secret of their
+    own instead. Settings may have been others when a subscription was made: this is asked for each delivery, and
+    decided once for each host.
+    """
+    if shared.type != "token":
+        return None
+    known = frozenset(host.lower().removesuffix(".") for host in config.callback_hosts)
+    only_own = all(map(_is_own, config.callback_networks))
+
+    def may_be_strange(host: str) -> bool:
+        if parse_address(host) is not None:
+            return not _is_own(f"{host}/{128 if ':' in host else 32}")
+        # A name: what it stands for may be any address that may be called.
+        return host not in known and not only_own
+
+    return lru_cache(maxsize=_MAX_HOSTS)(may_be_strange)
+
+
 def required_secret(
     config: ServerConfig, shared: Credentials, secrets: SubscriptionSecrets, url: str
 ) -> Required | None:
-    """What a callback has to have before it is subscribed; None when nothing.
-
-    `shared` is what subscribers have in common. A bearer token among it proves a delivery to everybody who has seen
-    one, so whoever may be a stranger gets a secret of their own instead.
-    """
-    if shared.type != "token" or not _may_be_strange(config, split_callback_url(url).host):
+    """What a callback has to have before it is subscribed; None when nothing. `shared` is what subscribers have in
+    common."""
+    withheld = withheld_from(config, shared)
+    if withheld is None or not withheld(split_callback_url(url).host):
         return None
     return secrets.required(
         'deliveries to this callback need a secret of their own ("secret": "generate"): with the type token all '
         "subscribers share one, and this one may be outside the networks loopback and private"
     )
-
-
-def _may_be_strange(config: ServerConfig, host: str) -> bool:
-    """Whether a callback may be at an address that is neither of this machine nor of a private network."""
-    if parse_address(host) is not None:
-        return not _is_own(f"{host}/{128 if ':' in host else 32}")
-    # A name: what it stands for may be any address that may be called.
-    return host not in config.callback_hosts and not all(map(_is_own, config.callback_networks))
 
 
 def _is_own(network: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Final
 from httppubsubclient.bodies import Body
 from httppubsubclient.protocol.callback_urls import CallbackUrl, split_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl, NotFound, PubSubError, TooLarge
+from httppubsubclient.protocol.keys import Credentials
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.durable_heads import DurableHeads
@@ -25,11 +26,12 @@ from httppubsubserver.delivery.outbound import Outbound, Post
 from httppubsubserver.delivery.proxy import ProxyFailed
 from httppubsubserver.delivery.stored_bodies import StoredBodies
 from httppubsubserver.delivery.turns import Turns
-from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
+from httppubsubserver.delivery.webhook_heads import WITHHELD, NotMade, Parcel
 from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.delivery.work import Work
 from httppubsubserver.directory import Target
 from httppubsubserver.stores.durable import Claimed, DurableStore
+from httppubsubserver.subscription_secrets import withheld_from
 
 __all__ = ["LEASE_MARGIN_SECONDS", "Attempts"]
 
@@ -60,7 +62,7 @@ class Attempts:
         outbound: Outbound,
         store: DurableStore,
         endpoints: Endpoints,
-        heads: DurableHeads,
+        credentials: Credentials,
         webhooks: Webhooks,
         *,
         clock: Callable[[], float],
@@ -71,7 +73,8 @@ class Attempts:
         self._outbound = outbound
         self._store = store
         self._endpoints = endpoints
-        self._heads = heads
+        self._heads = DurableHeads(credentials, clock=clock)
+        self._withheld = withheld_from(config, credentials)
         self._webhooks = webhooks
         self._clock = clock
         self._decided = decided
@@ -290,6 +293,10 @@ class Attempts:
             if _is_webhook(claimed):
                 work.began_at = int(now * 1_000_000)
                 work.post = self._post_webhook(work, callback, body)
+                return
+            if self._withheld is not None and self._withheld(callback.host):
+                # It may be given one before the next attempt.
+                self._loop.call_soon(self._end, work, NotMade(WITHHELD), True)
                 return
             head = self._heads.lines(claimed, callback.fragment)
         except (InvalidUrl, PubSubError) as error:

@@ -26,10 +26,11 @@ from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.fanout import Delivery, Fanout
 from httppubsubserver.delivery.lanes import Lanes
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound
-from httppubsubserver.delivery.webhook_heads import NotMade, Parcel
+from httppubsubserver.delivery.webhook_heads import WITHHELD, NotMade, Parcel
 from httppubsubserver.delivery.webhooks import Webhooks
 from httppubsubserver.directory import Target, WebhookTarget
 from httppubsubserver.randomness import random_bytes
+from httppubsubserver.subscription_secrets import withheld_from
 
 __all__ = ["Dispatcher"]
 
@@ -64,6 +65,7 @@ class Dispatcher:
     ) -> None:
         self._config = config
         self._credentials = credentials
+        self._withheld = withheld_from(config, credentials)
         self._outbound = outbound
         self._webhooks = webhooks
         self._gone = gone
@@ -157,6 +159,9 @@ class Dispatcher:
         assert lane is not None
         if type(target) is WebhookTarget:  # the cheapest question that there is
             self._begin_webhook(delivery, target)
+            return
+        if self._withheld is not None and self._withheld(target.callback.host):
+            self._failed(delivery, WITHHELD)
             return
         try:
             head = self._head(delivery)

@@ -32,7 +32,6 @@ from httppubsubclient.protocol.retry import backoff_delay
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.answers import Answer, AttemptFailed
 from httppubsubserver.delivery.attempts import Attempts
-from httppubsubserver.delivery.durable_heads import DurableHeads
 from httppubsubserver.delivery.endpoints import Endpoint, Endpoints
 from httppubsubserver.delivery.outbound import Outbound
 from httppubsubserver.delivery.outcomes import Outcomes
@@ -82,7 +81,7 @@ class Executor:
             outbound,
             store,
             self._endpoints,
-            DurableHeads(credentials, clock=clock),
+            credentials,
             webhooks,
             clock=clock,
             decided=self._decided,

@@ -14,7 +14,7 @@ the broadcaster's, never the publisher's, and the id has no ".": nobody chooses 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from httppubsubclient.protocol.cloudevents import (
     STRUCTURED_CONTENT_TYPE,
@@ -30,7 +30,11 @@ from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubclient.protocol.standard_webhooks import PrivateKey, SharedSecret, sign_v1, sign_v1a
 from httppubsubserver.delivery.answers import AttemptFailed
 
-__all__ = ["NotMade", "Parcel", "event_for", "head_lines", "media_type_sent", "structured_sent"]
+__all__ = ["WITHHELD", "NotMade", "Parcel", "event_for", "head_lines", "media_type_sent", "structured_sent"]
+
+WITHHELD: Final = "needs_secret"
+"""Why a delivery has failed: what subscribers share is a token, and this one has no secret of its own and may be a
+stranger."""
 
 _NOTHING_SHARED = Credentials.none()
 

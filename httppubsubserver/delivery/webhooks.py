@@ -23,6 +23,7 @@ from httppubsubserver.config import ServerConfig
 from httppubsubserver.delivery.outbound import Answer, AttemptFailed, Outbound, Post
 from httppubsubserver.delivery.webhook_bodies import SMALL_BYTES, SMALL_EVENT_BYTES, DataMembers, Room, read_body
 from httppubsubserver.delivery.webhook_heads import (
+    WITHHELD,
     NotMade,
     Parcel,
     event_for,
@@ -31,7 +32,7 @@ from httppubsubserver.delivery.webhook_heads import (
     structured_sent,
 )
 from httppubsubserver.randomness import random_bytes
-from httppubsubserver.subscription_secrets import SigningKey, SubscriptionSecrets
+from httppubsubserver.subscription_secrets import SigningKey, SubscriptionSecrets, withheld_from
 from httppubsubserver.vault import Unopenable
 
 __all__ = ["EventIdentity", "Webhooks", "event_identity"]
@@ -100,6 +101,7 @@ class Webhooks:
         self._max_bytes = config.max_webhook_bytes
         self.outbound = outbound
         self._credentials = credentials
+        self._withheld = withheld_from(config, credentials)
         self._secrets = secrets
         self._identity = identity
         self._clock = clock
@@ -137,9 +139,11 @@ class Webhooks:
 
     # -- for the posts --------------------------------------------------------------------------------------------
 
-    def keys_of(self, parcel: Parcel) -> tuple[SigningKey, ...]:
+    def keys_of(self, parcel: Parcel, callback: CallbackUrl) -> tuple[SigningKey, ...]:
         """What it is signed with; nothing when its subscription has no secrets of its own. Raises `NotMade`."""
         if parcel.sealed is None:
+            if self._withheld is not None and self._withheld(callback.host):
+                raise NotMade(WITHHELD)
             return ()
         try:
             return self._secrets.signing_keys(parcel.subscription_id, parcel.sealed)
@@ -252,7 +256,7 @@ class _WebhookPost:
         parcel, body, webhooks = self._parcel, self._body, self._webhooks
         try:
             webhooks.check_size(parcel.notification)
-            self._keys = webhooks.keys_of(parcel)
+            self._keys = webhooks.keys_of(parcel, self._callback)
             data = member = b""
             if self._structured or self._keys:
                 if body.data is None or body.size > (SMALL_EVENT_BYTES if self._structured else SMALL_BYTES):

@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -24,7 +24,7 @@ from httppubsubserver.provision import rotate, set_up
 from httppubsubserver.stores import open_store
 from tests.e2e.processes import Site
 from tests.e2e.receivers import open_receivers
-from tests.hardening.support import OpenDesk, OpenReceivers, storage_key
+from tests.hardening.support import Desk, OpenDesk, OpenReceivers, storage_key
 from tests.stores.conftest import NOW
 from tests.stores.durable_stores import (
     LEASE,
@@ -130,6 +130,44 @@ def holds(request: dict[str, Any], *secrets: str) -> list[bool]:
         else:
             found.append(True)
     return found
+
+
+async def test_59_the_token_of_all_goes_to_no_stranger_who_was_there_before(
+    open_desk: OpenDesk, hostile: OpenReceivers, tmp_path: Path
+) -> None:
+    """Settings that were others when he subscribed change nothing about it."""
+
+    async def resolve(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    [receiver] = await hostile("accept")
+    url = f"http://partner.example:{receiver.port}/"
+    key = Key("shared", b"shared-token-" + bytes(range(48, 80)))
+    settings: dict[str, Any] = {
+        "given": {"resolver": resolve},
+        "callback_ports": ("all",),
+        "verify_callbacks": "never",
+        "storage_key_file": storage_key(tmp_path),
+    }
+
+    async def desk_with(proof: Literal["hmac", "token"], *networks: str) -> Desk:
+        secrets = Secrets(Credentials.none(), Credentials(proof, (key,)), ())
+        return await open_desk(secrets=secrets, callback_networks=networks, **settings)
+
+    for before in (await desk_with("hmac", "loopback", "public"), await desk_with("token", "loopback")):
+        for form in ("raw", "cloudevents-binary"):
+            await before.made(url, topic=f"{form}/{id(before)}", format=form)
+    public = await desk_with("token", "loopback", "public")
+    topics = [each["topic"] for each in await public.listed()]
+    assert len(topics) == 4
+    for topic in topics:
+        assert (await public.notify(topic=topic))["failed"] == 1
+    assert not receiver.requests
+    for topic in topics:
+        form = topic.partition("/")[0]
+        await public.made(url, topic=topic, format=form, secret="generate")
+        assert (await public.notify(topic=topic))["notified"] == 1
+        assert "authorization" not in receiver.requests[-1]["headers"]
 
 
 async def test_70_an_old_secret_signs_until_its_grace_is_over(

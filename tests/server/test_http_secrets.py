@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from httppubsubclient.protocol.errors import ConfigurationError
 from httppubsubclient.protocol.keys import Key
 from httppubsubclient.protocol.standard_webhooks import PrivateKey, SharedSecret, parse_key
 from httppubsubserver.broadcaster import Broadcaster
+from httppubsubserver.config import ServerConfig
 from tests.server.conftest import OpenBroadcaster, ScriptedOutbound, api_of
 
 URL = "http://127.0.0.1:3002/hook"
@@ -260,3 +262,67 @@ async def test_who_may_be_a_stranger_has_to_have_a_secret_and_never_sees_the_tok
     await strangers.post("/v1/notify", params={"topic": "t"}, content=b"data")
     proofs = {post.url: sorted({"authorization", "webhook-signature"} & set(post.headers)) for post in outbound.posts}
     assert proofs == {"https://partner.example/hook": ["webhook-signature"], URL: ["authorization"]}
+
+
+HMAC = Secrets(Credentials.none(), Credentials("hmac", (Key("k", bytes(range(32))),)), ())
+KINDS: tuple[dict[str, Any], ...] = ({}, {"format": "cloudevents-binary"}, {"format": "cloudevents-structured"})
+
+
+@pytest.mark.parametrize(
+    ("before", "networks_before"), [(HMAC, ("public", "loopback")), (TOKEN, ("loopback", "private"))]
+)
+async def test_59_no_change_of_the_settings_hands_the_token_to_strangers(
+    tmp_path: Path,
+    outbound: ScriptedOutbound,
+    before: Secrets,
+    networks_before: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What was subscribed when others could be called, or when they had another proof."""
+
+    @asynccontextmanager
+    async def opened(secrets: Secrets, *networks: str) -> AsyncIterator[httpx.AsyncClient]:
+        path = tmp_path / "storage-key"
+        path.write_bytes(base64.b64encode(bytes(range(50, 82))))
+        path.chmod(0o600)
+        config = ServerConfig(
+            db=f"sqlite:///{tmp_path}/pubsub.sqlite3",
+            storage_key_file=path,
+            callback_networks=networks,
+            verify_callbacks="never",
+            shutdown_timeout_seconds=0.1,
+        )
+        async with Broadcaster(config, secrets=secrets, outbound=outbound) as broadcaster, api_of(broadcaster) as api:
+            yield api
+
+    async def made(api: httpx.AsyncClient, url: str, **fields: Any) -> None:
+        answer = await api.post("/v1/subscriptions", json={"url": url, "topic": "t", **fields})
+        assert answer.status_code in (200, 201), answer.text
+
+    stranger = "https://partner.example/hook"
+    async with opened(before, *networks_before) as api:
+        for number, fields in enumerate(KINDS):
+            for url in (stranger, URL):
+                await made(api, f"{url}#{number}", **fields)
+                await made(api, f"{url}#durable{number}", delivery="durable", **fields)
+    async with opened(TOKEN, "public", "loopback") as api:
+        sent = (await api.post("/v1/notify", params={"topic": "t"}, content=b"data")).json()
+        assert (sent["matched"], sent["failed"]) == (12, 3)
+        await outbound.until(lambda: len(outbound.posts) == 6)
+        assert {post.url for post in outbound.posts} == {URL}
+        assert "needs_secret" in caplog.text
+
+        async def errors() -> list[str]:
+            shown = (await api.get(f"/v1/messages/{sent['message_id']}")).json()["deliveries"]
+            return [attempt["error"] for each in shown for attempt in each["failed_attempts"]]
+
+        async with asyncio.timeout(10):
+            while len(await errors()) < 3:
+                await asyncio.sleep(0.005)
+        assert await errors() == ["needs_secret"] * 3
+        for number, fields in enumerate(KINDS):
+            await made(api, f"{stranger}#durable{number}", delivery="durable", secret="generate", resume=True, **fields)
+        await outbound.until(lambda: len(outbound.posts) == 9)
+        for post in outbound.posts[6:]:
+            assert post.url == stranger
+            assert {"webhook-signature", "authorization"} & set(post.headers) == {"webhook-signature"}

@@ -16,7 +16,7 @@ from httppubsubclient.protocol.keys import Key
 from httppubsubclient.protocol.standard_webhooks import PrivateKey, PublicKey, SharedSecret, parse_key
 from httppubsubserver.config import ServerConfig
 from httppubsubserver.stores import Sealed
-from httppubsubserver.subscription_secrets import MAX_LIVE_SECRETS, SubscriptionSecrets, required_secret
+from httppubsubserver.subscription_secrets import MAX_LIVE_SECRETS, SubscriptionSecrets, required_secret, withheld_from
 from httppubsubserver.vault import Unopenable, Vault
 
 SECOND = 1_000_000
@@ -401,6 +401,29 @@ def test_who_may_be_a_stranger_does_not_get_the_token_of_all(
 
 def test_a_host_that_the_operator_names_is_no_stranger(secrets: SubscriptionSecrets) -> None:
     assert not needed("http://backend/", TOKEN, secrets, callback_networks=("public",), callback_hosts=("backend",))
+
+    for spelling in ("Backend", "backend.", "BACKEND."):
+        assert not needed("http://backend/", TOKEN, secrets, callback_networks=("public",), callback_hosts=(spelling,))
+
+
+def test_what_no_token_proves_is_withheld_from_nobody() -> None:
+    config = ServerConfig(callback_networks=("public",))
+    for shared in (HMAC, Credentials.none()):
+        assert withheld_from(config, shared) is None, "and nobody pays for the question"
+
+
+def test_who_may_be_a_stranger_is_decided_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    withheld = withheld_from(ServerConfig(callback_networks=("public",)), TOKEN)
+    assert withheld is not None
+    assert [withheld(host) for host in ("partner.example", "127.0.0.1", "8.8.8.8", "fe80::1%eth0")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    monkeypatch.setattr("httppubsubserver.subscription_secrets.parse_address", None)
+    assert withheld("partner.example")
+    assert not withheld("127.0.0.1")
 
 
 def test_what_is_required_is_there_or_refused(secrets: SubscriptionSecrets, clock: Clock) -> None:

@@ -69,8 +69,11 @@ def serve(config: ServerConfig, *, worker_command: Sequence[str]) -> int:
     _log_to_stderr(config.log_level)
     _raise_open_files_limit()
     with _bound_socket(config.host, config.port) as listening:
-        _warn_of_plain_http(config)
-        announce = _Announcement(listening, "http" if config.ssl_certfile is None else "https")
+        announce = _Announcement(
+            listening,
+            "http" if config.ssl_certfile is None else "https",
+            before=lambda: _warn_of_plain_http(config),
+        )
         if config.workers == 1:
             return _run(_serve_app(config, listening, announce))
         asyncio.run(_check(config))
@@ -87,14 +90,18 @@ def serve_as_worker(config: ServerConfig, *, fd: int, lifeline: int) -> int:
 
 
 class _Announcement:
-    """The first line on stdout, said once."""
+    """The first line on stdout, said once, after what is done `before`."""
 
-    def __init__(self, listening: socket.socket, scheme: str = "http") -> None:
+    def __init__(
+        self, listening: socket.socket, scheme: str = "http", *, before: Callable[[], None] = lambda: None
+    ) -> None:
+        self._before = before
         host, port = listening.getsockname()[:2]
         self._line: str | None = f"listening on {scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def __call__(self) -> None:
         if self._line is not None:
+            self._before()
             print(self._line, flush=True)
             self._line = None
 

@@ -116,9 +116,8 @@ async def _said(process: Process, text: str) -> None:
 
 async def test_plain_http_where_the_secrets_say_https_is_warned_about(site: TlsSite) -> None:
     async with site.serve() as broadcaster:
-        await broadcaster.url()
+        await _said(broadcaster, "this port speaks http, but ")
         [line] = [line for line in broadcaster.errors if "WARNING" in line]
-        assert "this port speaks http, but " in line
         assert line.endswith(f"{site.directory / 'broadcaster.pem'} lies there")
 
 

@@ -204,9 +204,12 @@ def _replay_some(db: sqlite3.Connection, now: int) -> int:
         return 0
     number, text, _, replayed, skipped, _, place, last_message = row
     selection = _selection(text)
-    walked = walk(db, selection, None if place is None else json.loads(place), backwards=False)
     # All of the slice first: what is made pending leaves the index that is walked along.
-    found = list(islice(walked, _SLICE))
+    try:
+        found = list(islice(walk(db, selection, place and json.loads(place), backwards=False), _SLICE))
+    except InvalidRequest:
+        # A place of an earlier version, which walked otherwise: from the beginning, rather than never.
+        found = list(islice(walk(db, selection, None, backwards=False), _SLICE))
     successors, looked_at = Successors(db, now), 0
     for here, each in found:
         if each is not None and selected(selection, each) and each.message <= last_message:

@@ -36,6 +36,7 @@ from tests.stores.durable_stores import (
     publication,
     settle,
     told,
+    work_off,
 )
 from tests.stores.test_sqlite import ROOT, one_connection, plain
 
@@ -236,6 +237,21 @@ async def test_whose_a_subscription_was_is_forgotten_with_its_last_delivery(path
             assert dict(db.execute("SELECT id, owner FROM gone_subscriptions")) == {me: "me", them: "them"}
             await store.prune_messages(now=NOW + 9, bodies_before=NOW + 9, messages_before=NOW + 9)
             assert dict(db.execute("SELECT id, owner FROM gone_subscriptions")) == {them: "them"}, "m3 was the last"
+
+
+async def test_a_replay_with_a_place_of_an_earlier_version_begins_anew(path: Path, url: str) -> None:
+    async with open_sqlite(url) as store:
+        request = replace(asking(ENDPOINT, b"t"), delivery="durable")
+        mine, _ = await store.subscribe(request, now=NOW, owner="me")
+        await accept_all(store, ["m"], [mine.id])
+        await settle(store, *map(dead, await claim(store)))
+        replay = await store.replay(Selection(accepted_from=0, owner="me"), now=NOW)
+        with closing(plain(path)) as db, db:
+            db.execute("UPDATE replays SET place = ?", (f'[{NOW}, 1, "{mine.id}"]',))
+        assert await work_off(store) == 1
+        finished = await store.replay_progress(replay.number)
+        assert finished is not None
+        assert (finished.replayed, finished.finished_at) == (1, NOW)
 
 
 async def test_two_processes_that_claim_at_once_never_hold_one_delivery_together(url: str) -> None:

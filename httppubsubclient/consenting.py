@@ -8,7 +8,11 @@ moment, not what has been confirmed. Whoever asks proves nothing, hence the rule
 |---------------------------|-----------------------------------------------------------------------------------------|
 | to subscribe a pattern    | somebody here has entered it, or is entering it                                         |
 | to unsubscribe a pattern  | nobody here has it; of a durable name, whose backlog would go, only while it is removed |
-| `OPTIONS`, for any pattern | anything is entered here, and the origin is the host of one of our broadcasters        |
+| `OPTIONS`                 | something is entered with `handshake="cloudevents"`, a call of ours is under way, and   |
+|                           | the origin is the host of one of our broadcasters                                       |
+
+An `OPTIONS` names no pattern, so whoever agrees does so to whatever anybody has made that broadcaster send here. Unless
+the application has asked for that handshake, it is answered 405, as if there were no such method.
 
 A question for another process behind the same address (`Pubsub-Fragment`), or that comes while the client is not
 running, is answered 503, like a delivery.
@@ -82,8 +86,11 @@ class Consenting:
         question = parse_handshake(headers)
         registrations, durable = self._registered(headers)
         name = durable_name_of(query)
-        wanted = registrations.wants_any() if name is None else durable.wants_any(name)
-        return answer_handshake(question, allowed_origins=self._origins if wanted else ())
+        expected = registrations.expects_handshake() if name is None else durable.expects_handshake(name)
+        logger.info(
+            "asked by OPTIONS: %s", "yes, if it is our broadcaster" if expected else "no, nobody here wants that"
+        )
+        return answer_handshake(question, allowed_origins=self._origins if expected else ())
 
     def _registered(self, headers: dict[str, str]) -> tuple[Registrations, DurableRegistrations]:
         if headers.get("pubsub-fragment") != self._fragment:
@@ -134,7 +141,7 @@ def add_consent(router: APIRouter, consenting: Consenting) -> None:
         summary="May this broadcaster send here?",
         description="CloudEvents 1.0.2 webhooks, abuse protection.",
         response_class=Response,
-        responses=_RESPONSES | {405: {"description": "Not this origin, or nothing is wanted here"}},
+        responses=_RESPONSES | {405: {"description": "Not this origin, or this handshake was not asked for"}},
         openapi_extra={"parameters": _HEADERS},
         response_description="It may: `WebHook-Allowed-Origin`, `WebHook-Allowed-Rate`",
     )

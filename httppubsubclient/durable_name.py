@@ -179,9 +179,9 @@ class DurableName:
         """Whether somebody here has entered this pattern, or is entering it."""
         return bool(self._wanted.get(pattern))
 
-    def wants_any(self) -> bool:
-        """The same for any pattern."""
-        return bool(self._wanted)
+    def expects_handshake(self) -> bool:
+        """Whether a broadcaster may ask by `OPTIONS` at this moment: we told it to, and a call of ours is under way."""
+        return self._undecided_calls > 0 and self._agreements.ask_for_handshake()
 
     def gives_up(self, pattern: Pattern) -> bool:
         """Whether this pattern is being removed at the broadcaster, by us."""

@@ -20,6 +20,7 @@ from typing import Final, Literal, NamedTuple, TypedDict, get_args
 from urllib.parse import parse_qsl
 
 from httppubsubclient.protocol.errors import InvalidRequest
+from httppubsubclient.protocol.intent import Handshake
 from httppubsubclient.protocol.options import DeliveryFormat, DeliveryOptions
 from httppubsubclient.protocol.retry import check_retry_schedule
 from httppubsubclient.webhooks import WebhookOptions, check_webhook_options
@@ -72,12 +73,16 @@ class SubscribeKeywords(DurableKeywords, total=False):
     """Deliveries are signed with a secret of this subscription alone: `"generate"`, `"generate-v1a"` or a key."""
     format: DeliveryFormat
     """What deliveries look like on the wire; the messages are the same."""
+    handshake: Handshake
+    """How the broadcaster asks whether we agree: `"websub"`, about each pattern, or, with a format of CloudEvents,
+    `"cloudevents"`, which is agreed to for whatever it sends."""
 
 
 def subscribe_options(
     *,
     secret: str | None = None,
     format: DeliveryFormat = "raw",  # noqa: A002 - it is what the keyword is called
+    handshake: Handshake = "websub",
     durable: str | None = None,
     ordered: bool = False,
     retry_schedule_seconds: Sequence[float] | None = None,
@@ -87,7 +92,7 @@ def subscribe_options(
     durability = durable_options(
         durable=durable, ordered=ordered, retry_schedule_seconds=retry_schedule_seconds, ack=ack
     )
-    return durability, check_webhook_options(format, secret)
+    return durability, check_webhook_options(format, secret, handshake)
 
 
 def durable_options(

@@ -67,10 +67,10 @@ class DurableRegistrations:
         known = self._names.get(name)
         return known is not None and known.wants(pattern)
 
-    def wants_any(self, name: str) -> bool:
-        """The same for any pattern of a name."""
+    def expects_handshake(self, name: str) -> bool:
+        """Whether a broadcaster may ask by `OPTIONS` about a name at this moment."""
         known = self._names.get(name)
-        return known is not None and known.wants_any()
+        return known is not None and known.expects_handshake()
 
     def gives_up(self, name: str, pattern: Pattern) -> bool:
         """Whether this pattern of a name, or the whole name, is being removed at the broadcaster, by us."""

@@ -200,9 +200,9 @@ class Registrations:
         """Whether somebody here wants this pattern at this moment, confirmed or not."""
         return bool(self._wanted.get(pattern))
 
-    def wants_any(self) -> bool:
-        """The same for any pattern."""
-        return bool(self._wanted)
+    def expects_handshake(self) -> bool:
+        """Whether a broadcaster may ask by `OPTIONS` at this moment: we told it to, and a call of ours is under way."""
+        return self._undecided_calls > 0 and self._agreements.ask_for_handshake()
 
     def _check_wanted(self, patterns: Iterable[Pattern], member: Member) -> None:
         if any(member not in self._wanted.get(pattern, {}) for pattern in patterns):

@@ -24,10 +24,11 @@ import hmac
 import os
 import time
 from collections.abc import Callable, Collection, Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, get_args
 
 from httppubsubclient.protocol.errors import ConfigurationError, InvalidRequest, PubSubError, Unauthorized
+from httppubsubclient.protocol.intent import Handshake
 from httppubsubclient.protocol.messages import Subscription
 from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubclient.protocol.patterns import Pattern
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 _FORMATS: Final[tuple[DeliveryFormat, ...]] = get_args(DeliveryFormat)
+_HANDSHAKES: Final[tuple[Handshake, ...]] = get_args(Handshake)
 _GENERATED: Final = ("generate", "generate-v1a")
 DEFAULT_GRACE_SECONDS: Final = 300
 """How long the old key counts beside the new one after a rotation."""
@@ -64,6 +66,8 @@ class WebhookOptions:
     format: DeliveryFormat = "raw"
     secret: str | None = field(default=None, repr=False)
     """`"generate"`, `"generate-v1a"` or the text of a key."""
+    handshake: Handshake = "websub"
+    """How the broadcaster shall ask whether we agree."""
 
 
 class Rotation(NamedTuple):
@@ -82,14 +86,19 @@ class Rotation(NamedTuple):
         return f"<Rotation with {self.grace_seconds} s of grace>"
 
 
-def check_webhook_options(form: object, secret: object) -> WebhookOptions:
+def check_webhook_options(form: object, secret: object, handshake: object = "websub") -> WebhookOptions:
     """The options as they were given. Raises `InvalidRequest`, which never shows a secret."""
     known = next((one for one in _FORMATS if one == form), None)
     if known is None:
         raise InvalidRequest(f"format is one of {', '.join(map(repr, _FORMATS))}")
     if secret is not None:
         _made(secret)
-    return WebhookOptions(known, secret if isinstance(secret, str) else None)
+    by = next((one for one in _HANDSHAKES if one == handshake), None)
+    if by is None:
+        raise InvalidRequest(f"handshake is one of {', '.join(map(repr, _HANDSHAKES))}")
+    if by == "cloudevents" and known == "raw":
+        raise InvalidRequest("handshake='cloudevents' goes with the formats of CloudEvents, not with 'raw'")
+    return WebhookOptions(known, secret if isinstance(secret, str) else None, by)
 
 
 def rotation(secret: object, grace_seconds: object, allow_downgrade: object) -> Rotation:
@@ -212,6 +221,8 @@ class Terms:
     def fields(self) -> dict[str, Any]:
         """The members of a request that subscribes; none for what is plain."""
         fields: dict[str, Any] = {} if self.format == "raw" else {"format": self.format}
+        if self.asked.handshake != "websub":
+            fields["handshake"] = self.asked.handshake
         if self.keyring is not None:
             fields |= self.keyring.fields()
         return fields
@@ -265,6 +276,10 @@ class Agreements:
         """The terms of a pattern."""
         return self._terms.get(pattern, PLAIN)
 
+    def ask_for_handshake(self) -> bool:
+        """Whether the broadcaster was told to ask by `OPTIONS` for any of them."""
+        return any(terms.asked.handshake == "cloudevents" for terms in self._terms.values())
+
     def agree(self, patterns: Collection[Pattern], asked: WebhookOptions, wanted: Container[Pattern]) -> None:
         """Somebody subscribes to these. Raises `InvalidRequest` when one is `wanted` already with other terms."""
         key = None if asked.secret is None or asked.secret in _GENERATED else _made(asked.secret)
@@ -272,7 +287,7 @@ class Agreements:
             raise InvalidRequest("a given secret is for one pattern: secret='generate' makes one for each")
         for pattern in patterns:
             if pattern in wanted and self.of(pattern).asked != asked:
-                raise InvalidRequest(f"{pattern} is entered with another `secret` or `format`")
+                raise InvalidRequest(f"{pattern} is entered with another `secret`, `format` or `handshake`")
             if key is not None:
                 self._give(key, pattern)
         for pattern in patterns:
@@ -290,7 +305,7 @@ class Agreements:
         # What is generated from now on is not what was, in case that has come to be known.
         self._root = os.urandom(32)
         asked, undo = terms.asked, terms.keyring.rotate(wanted)
-        terms.asked = WebhookOptions(terms.format, wanted.secret)
+        terms.asked = replace(asked, secret=wanted.secret)
 
         def take_back() -> None:
             terms.asked = asked

@@ -12,6 +12,7 @@
 
 Asked is once for each new (url, pattern), before it is stored: what fails leaves everything as it was. Whoever has a
 subscription may renew it without being asked again; so nobody's silence ends what it once agreed to, but its 410 does.
+That is so as long as it stays what it is: another delivery, order, schedule or format is agreed to like a new one.
 A whole set is asked about pattern by pattern, `AT_ONCE` at a time. When that takes longer than one question may, the
 call is answered 503 and what has been agreed to is remembered for `REMEMBERED_SECONDS`: the same call again goes on
 from there. Then it is forgotten, since the subscription is what remembers. Calls that ask the same wait for one answer.
@@ -173,17 +174,18 @@ class Consent:
         questions: dict[Question, None] = {}
         renewals: Renewals = {}
         for request, found in zip(wanted.values(), present, strict=True):
-            if found is not None and self._is_renewal(found, owner):
+            if found is not None and self._is_renewal(found, request, owner):
                 renewals[request.pattern] = found.id
-            elif found is None or owner is None or found.owner is None:
+            elif found is None or owner is None or found.owner in (None, owner):
                 pattern: Pattern | None = None if request.handshake == "cloudevents" else request.pattern
                 lease = (request.lease_seconds or None) if pattern is not None else None
                 questions[Question(callback, "subscribe", pattern, lease, owner)] = None
             # What is somebody else's is refused by the store: nobody is asked about it.
         return list(questions), renewals
 
-    def _is_renewal(self, found: Subscription, owner: str | None) -> bool:
-        return self._proven and (owner is None or found.owner == owner)
+    def _is_renewal(self, found: Subscription, request: SubscribeRequest, owner: str | None) -> bool:
+        # Who agreed to be sent events now and then has not agreed to be sent something else, or by another schedule.
+        return self._proven and (owner is None or found.owner == owner) and found.options == request.options
 
     async def _present(self, url: str, now: int) -> list[Subscription]:
         found: list[Subscription] = []

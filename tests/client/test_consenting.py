@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -12,7 +13,8 @@ from fastapi import Depends, FastAPI
 
 from httppubsubclient.client import HttpPubSubClient
 from httppubsubclient.consenting import origins_of
-from httppubsubclient.protocol.errors import CallbackUnreachable
+from httppubsubclient.durable_options import SubscribeKeywords
+from httppubsubclient.protocol.errors import CallbackUnreachable, InvalidRequest
 from httppubsubclient.protocol.intent import IntentMode, Verification, handshake_headers, verification_target
 from httppubsubclient.protocol.patterns import Pattern
 from tests.client.conftest import HOST, FakeBroadcaster, Wire, config, refuse, until
@@ -194,22 +196,106 @@ async def test_the_question_of_another_hub_is_answered_too(client: HttpPubSubCli
     assert answer.headers["content-security-policy"] == "default-src 'none'"
 
 
-async def test_a_broadcaster_of_ours_may_send_while_something_is_wanted(client: HttpPubSubClient, wire: Wire) -> None:
-    async def asked(origin: str, query: str = "") -> httpx.Response:
-        return await wire.http.options(f"/v1/receive{query}", headers=handshake_headers(origin, 120))
+async def shake(wire: Wire, origin: str = "broadcaster.test", query: str = "") -> httpx.Response:
+    """The question of CloudEvents."""
+    return await wire.http.options(f"/v1/receive{query}", headers=handshake_headers(origin, 120))
 
-    assert (await asked("broadcaster.test")).status_code == 405
-    async with client.subscribe_exact(b"foo/bar"), client.subscribe_exact(b"foo/bar", durable="worker-1"):
-        for query in ("", "?durable=worker-1"):
-            answer = await asked("broadcaster.test", query)
-            assert answer.status_code == 200
-            assert answer.headers["webhook-allowed-origin"] == "broadcaster.test"
-            assert answer.headers["webhook-allowed-rate"] == "*"
-        assert (await asked("broadcaster.test", "?durable=worker-2")).status_code == 405
-        answer = await asked("broadcaster.example")
+
+def shaking(wire: Wire, *questions: tuple[str, str]) -> list[int]:
+    """Lets a broadcaster ask these (origin, query) while it processes the next request; what it is answered."""
+    statuses: list[int] = []
+
+    async def behave(_: httpx.Request) -> None:
+        statuses.extend([(await shake(wire, *question)).status_code for question in questions])
+
+    wire.broadcaster.next.append(behave)
+    return statuses
+
+
+BINARY: SubscribeKeywords = {"format": "cloudevents-binary"}
+SHAKING: SubscribeKeywords = {"format": "cloudevents-binary", "handshake": "cloudevents"}
+QUESTIONS = tuple(
+    (origin, query)
+    for origin in ("broadcaster.test", "broadcaster.example")
+    for query in ("", "?durable=worker-1", "?durable=worker-2")
+)
+
+
+@pytest.mark.parametrize("options", [SubscribeKeywords(), BINARY, SubscribeKeywords(secret="generate")])
+async def test_a_handshake_that_nobody_here_asked_for_is_no_way_in(
+    client: HttpPubSubClient, wire: Wire, options: SubscribeKeywords
+) -> None:
+    """It names no pattern: whoever had it answered would be sent whatever somebody else subscribes for us."""
+    asked = [shaking(wire, *QUESTIONS) for _ in range(2)]
+    async with (
+        client.subscribe_exact(b"foo/bar", **options),
+        client.subscribe_exact(b"foo/bar", durable="worker-1", **options),
+    ):
+        answers = [await shake(wire, *question) for question in QUESTIONS]
+    assert asked == [[405] * 6] * 2
+    for answer in answers:
         assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
         assert "webhook-allowed-origin" not in answer.headers
-        assert (await wire.http.options("/v1/receive")).status_code == 400
+    assert (await wire.http.options("/v1/receive")).status_code == 400
+
+
+async def test_a_handshake_that_was_asked_for_is_agreed_to_while_it_is_expected(
+    client: HttpPubSubClient, wire: Wire
+) -> None:
+    asked = [shaking(wire, *QUESTIONS) for _ in range(2)]
+    async with (
+        client.subscribe_exact(b"foo/bar", **SHAKING),
+        client.subscribe_exact(b"foo/bar", durable="worker-1", **SHAKING),
+    ):
+        assert asked == [[200, 405, 405, 405, 405, 405], [405, 200, 405, 405, 405, 405]]
+        bodies = [json.loads(request.content) for request in wire.broadcaster.requests]
+        entries = [entry for body in bodies for entry in body.get("subscriptions", [body])]
+        assert [(entry["format"], entry["handshake"]) for entry in entries] == [
+            ("cloudevents-binary", "cloudevents")
+        ] * 2
+        assert {(await shake(wire, *question)).status_code for question in QUESTIONS} == {405}
+    with_it, hanging = client.subscribe_multi(**SHAKING), asyncio.Event()
+
+    async def hang(_: httpx.Request) -> None:
+        await hanging.wait()
+
+    async with with_it:
+        wire.broadcaster.next.append(hang)
+        subscribing = asyncio.create_task(with_it.subscribe_glob("foo/*"))
+        await until(lambda: wire.broadcaster.requests[-1].content.count(b"foo/*"))
+        answer = await shake(wire)
+        assert (answer.status_code, answer.headers["webhook-allowed-rate"]) == (200, "*")
+        assert answer.headers["webhook-allowed-origin"] == "broadcaster.test"
+        hanging.set()
+        await subscribing
+    again = shaking(wire, *QUESTIONS)
+    async with client.subscribe_exact(b"foo/bar"):
+        assert again == [405] * 6, "nobody has asked for it any more"
+
+
+async def test_a_rotation_keeps_the_handshake(client: HttpPubSubClient, wire: Wire) -> None:
+    async with client.subscribe_exact(b"foo/bar", secret="generate", **SHAKING) as subscription:
+        await subscription.rotate_secret()
+        asked = shaking(wire, QUESTIONS[0])
+        await subscription.rotate_secret()
+    assert asked == [200]
+
+
+@pytest.mark.parametrize("handshake", ["", "websub ", "CLOUDEVENTS", None, 5, ["cloudevents"]])
+async def test_a_handshake_that_is_none_is_refused(client: HttpPubSubClient, handshake: Any) -> None:
+    with pytest.raises(InvalidRequest, match="handshake is one of"):
+        client.subscribe_exact(b"foo/bar", format="cloudevents-binary", handshake=handshake)
+
+
+async def test_a_handshake_of_cloudevents_goes_with_its_formats(
+    client: HttpPubSubClient, broadcaster: FakeBroadcaster
+) -> None:
+    with pytest.raises(InvalidRequest, match="formats of CloudEvents"):
+        client.subscribe_exact(b"foo/bar", handshake="cloudevents")
+    async with client.subscribe_exact(b"foo/bar", **BINARY):
+        with pytest.raises(InvalidRequest, match="`handshake`"):
+            await client.subscribe_exact(b"foo/bar", **SHAKING).__aenter__()
+    assert broadcaster.requests[0].content.count(b"handshake") == 0
 
 
 def test_origins_are_the_hosts_of_the_broadcasters() -> None:
@@ -234,7 +320,7 @@ async def test_an_application_that_guards_its_routes_is_asked_all_the_same(
         target = verification_target("/pubsub/v1/receive", Verification("subscribe", EXACT, CHALLENGE))
         assert agreed(await http.get(target))
         options = await http.options("/pubsub/v1/receive", headers=handshake_headers("broadcaster.test"))
-        assert options.status_code == 200
+        assert (options.status_code, options.headers["allow"]) == (405, "POST")
 
 
 async def test_both_routes_are_described(client: HttpPubSubClient) -> None:

@@ -317,17 +317,47 @@ async def test_an_attacker_does_not_unsubscribe_a_victim(open_site: Site) -> Non
             assert (await anext(subscription)).topic == b"a"
 
 
-async def test_our_client_agrees_to_the_handshake_of_cloudevents(open_site: Site) -> None:
+SHAKING: dict[str, Any] = {"handshake": "cloudevents", "format": "cloudevents-binary"}
+
+
+async def test_our_client_agrees_to_the_handshake_of_cloudevents_that_it_asked_for(site: Site) -> None:
+    async with (
+        site.serve(*ASKING, "--webhook-origin", "127.0.0.1") as broadcaster,
+        open_client(site, await broadcaster.url()) as client,
+        client.subscribe(exact=[b"a"], glob=["b/*"], **SHAKING) as one,
+        client.subscribe_exact(b"c", durable="worker-1", **SHAKING) as other,
+    ):
+        for topic, subscription in ((b"a", one), (b"b/1", one), (b"c", other)):
+            assert (await client.notify(topic=topic, data=b"x")).notified == 1
+            assert (await anext(subscription)).topic == topic
+
+
+async def test_nobody_subscribes_our_client_by_a_handshake_that_it_never_asked_for(open_site: Site) -> None:
     async with open_site.serve(*ASKING, "--webhook-origin", "127.0.0.1") as broadcaster:
         url = await broadcaster.url()
-        async with open_client(open_site, url) as client:
-            options = {"handshake": "cloudevents", "format": "cloudevents-binary"}
-            refused = await subscribe(url, client.callback_url, **options)
-            assert (refused.status_code, refused.json()["code"]) == (422, "callback_refused"), "it wants nothing yet"
-            async with client.subscribe_exact(b"a"):
-                assert (await subscribe(url, client.callback_url, **options)).status_code == 201
-            raw = await subscribe(url, client.callback_url, handshake="cloudevents")
+        async with (
+            open_client(open_site, url) as victim,
+            victim.subscribe_exact(b"a") as plain,
+            victim.subscribe_exact(b"b", durable="worker-1") as durable,
+            victim.subscribe_exact(b"c", **SHAKING) as shaken,
+        ):
+            before = await listed(url)
+            for callback in (victim.callback_url, f"{victim.callback_url}?durable=worker-1"):
+                for more in ({}, {"delivery": "durable"}, {"glob": "a"}, {"lease_seconds": 864_000}):
+                    answer = await subscribe(url, callback, **SHAKING, **more)
+                    assert (answer.status_code, answer.json()["code"]) == (422, "callback_refused")
+            assert await listed(url) == before
+            for topic, subscription in ((b"a", plain), (b"b", durable), (b"c", shaken)):
+                assert (await victim.notify(topic=topic, data=b"x")).matched == 1
+                assert (await anext(subscription)).topic == topic
+            raw = await subscribe(url, victim.callback_url, handshake="cloudevents")
             assert (raw.status_code, raw.json()["code"]) == (400, "invalid_request")
+
+
+async def listed(url: str) -> list[dict[str, Any]]:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
+        found: list[dict[str, Any]] = (await http.get(f"{url}/v1/subscriptions")).json()["subscriptions"]
+        return found
 
 
 async def test_by_default_own_networks_are_not_asked(open_site: Site) -> None:

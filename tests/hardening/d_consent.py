@@ -117,6 +117,30 @@ async def test_38_who_has_a_host_asked_in_vain_locks_out_nobody_else(open_desk: 
         assert (await desk.subscribe(f"{url}/alice", topic="wanted")).status_code == 429, "that is for her alone"
 
 
+async def test_38_what_a_callback_agreed_to_does_not_become_something_else(open_desk: OpenDesk) -> None:
+    desk = await open_desk(**ASKING, secrets=keys("alice"))
+    acting_as(desk, "alice")
+    async with callback(agrees) as (victim, url):
+        made = await desk.made(url, format="cloudevents-binary")
+        victim.says = lambda _: ok(b"", 404)
+        before = await desk.listed()
+        for options in (
+            {},
+            {"format": "cloudevents-structured"},
+            {"format": "cloudevents-binary", "delivery": "durable"},
+            {"delivery": "durable", "lease_seconds": 864_000, "retry_schedule_seconds": [0, *[0.2] * 63]},
+        ):
+            for answer in (
+                await desk.subscribe(url, **options),
+                await desk.replace(url, {"topic": "t", **options}),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (422, "callback_refused")
+        assert await desk.listed() == before
+        asked = len(victim.asked)
+        renewed = await desk.made(url, format="cloudevents-binary", lease_seconds=60)
+        assert (renewed["id"], len(victim.asked)) == (made["id"], asked), "a renewal asks nobody"
+
+
 @pytest.mark.parametrize(
     "says",
     [

@@ -16,6 +16,7 @@ import respx
 
 from httppubsubclient.client import HttpPubSubClient
 from httppubsubclient.protocol.errors import InvalidRequest, PubSubError, Unauthorized
+from httppubsubclient.protocol.intent import handshake_headers
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.standard_webhooks import (
     PrivateKey,
@@ -265,6 +266,18 @@ async def test_58_what_was_received_before_a_restart_is_not_received_again(
                     break
                 received.append(message.message_id)
     assert received == ["msg_1"]
+
+
+async def test_38_our_client_is_not_subscribed_by_a_handshake_that_it_never_asked_for(
+    open_subscriber: OpenSubscriber,
+) -> None:
+    one = await open_subscriber()
+    origin = handshake_headers("broadcaster.test")
+    async with one.client.subscribe_exact(b"foo/bar"), one.client.subscribe_exact(b"foo/bar", durable="worker"):
+        for query in ("", "?durable=worker"):
+            answer = await one.wire.http.options(f"/v1/receive{query}", headers=origin)
+            assert answer.status_code == 405
+            assert "webhook-allowed-origin" not in answer.headers
 
 
 async def test_59_a_delivery_for_one_subscription_is_none_for_another(open_subscriber: OpenSubscriber) -> None:

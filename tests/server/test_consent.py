@@ -280,6 +280,51 @@ async def test_a_handshake_is_about_all_patterns(site: Site) -> None:
     assert (question.pattern, question.handshake) == (None, "cloudevents")
 
 
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"delivery": "durable"},
+    {"delivery": "durable", "ordered": True},
+    {"delivery": "durable", "retry_schedule_seconds": (0.0, *[0.2] * 63)},
+    {"format": "cloudevents-binary"},
+    {"format": "cloudevents-structured"},
+)
+
+
+@pytest.mark.parametrize("options", CHANGES)
+async def test_what_is_renewed_as_something_else_is_asked_about(site: Site, options: dict[str, Any]) -> None:
+    """What was agreed to by a handshake, too: then the pattern is asked about at last."""
+    shaken: dict[str, Any] = {"format": "cloudevents-binary", "handshake": "cloudevents"}
+    for before in ({}, shaken):
+        if {**before, **options} == {**before, "handshake": "cloudevents"}:
+            continue
+        subscription_id = await site.subscribe(A, owner="a", **before)
+        site.callbacks.seen()
+        version = await site.store.version()
+        site.callbacks.answer = refusing(CallbackRefused("no"))
+        for owner in ("a", None):
+            with pytest.raises(CallbackRefused):
+                await site.subscribe(A, owner=owner, **options)
+            request = SubscribeRequest(PUBLIC, A, 60, **options)
+            with pytest.raises(CallbackRefused):
+                await site.consent.to_replace(PUBLIC, [request], if_match=None, owner=owner, now=NOW)
+        assert site.callbacks.seen() == [("subscribe", str(A))] * 4
+        assert await site.store.version() == version, "it stays as it was"
+        assert await site.consent.to_subscribe(SubscribeRequest(PUBLIC, A, 60, **options), owner="b", now=NOW) == {}
+        assert site.callbacks.seen() == [], "the store refuses somebody else, nobody is asked about that"
+        site.callbacks.answer = None
+        for _ in range(3):
+            assert await site.subscribe(A, owner="a", **options) == subscription_id
+        assert site.callbacks.seen() == [("subscribe", str(A))], "once"
+        await site.store.unsubscribe(subscription_id, now=NOW)
+
+
+async def test_a_renewal_by_another_handshake_is_one(site: Site) -> None:
+    events = {"format": "cloudevents-binary"}
+    await site.subscribe(A, owner="a", **events)
+    assert site.callbacks.seen() == [("subscribe", str(A))]
+    await site.subscribe(A, owner="a", handshake="cloudevents", **events)
+    assert site.callbacks.seen() == [], "nothing changes"
+
+
 # -- owners ----------------------------------------------------------------------------------------------------------
 
 

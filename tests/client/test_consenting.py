@@ -13,7 +13,6 @@ from fastapi import Depends, FastAPI
 
 from httppubsubclient.client import HttpPubSubClient
 from httppubsubclient.consenting import origins_of
-from httppubsubclient.durable_options import SubscribeKeywords
 from httppubsubclient.protocol.errors import CallbackUnreachable, InvalidRequest
 from httppubsubclient.protocol.intent import IntentMode, Verification, handshake_headers, verification_target
 from httppubsubclient.protocol.patterns import Pattern
@@ -212,8 +211,8 @@ def shaking(wire: Wire, *questions: tuple[str, str]) -> list[int]:
     return statuses
 
 
-BINARY: SubscribeKeywords = {"format": "cloudevents-binary"}
-SHAKING: SubscribeKeywords = {"format": "cloudevents-binary", "handshake": "cloudevents"}
+BINARY: dict[str, Any] = {"format": "cloudevents-binary"}
+SHAKING: dict[str, Any] = {"format": "cloudevents-binary", "handshake": "cloudevents"}
 QUESTIONS = tuple(
     (origin, query)
     for origin in ("broadcaster.test", "broadcaster.example")
@@ -221,9 +220,9 @@ QUESTIONS = tuple(
 )
 
 
-@pytest.mark.parametrize("options", [SubscribeKeywords(), BINARY, SubscribeKeywords(secret="generate")])
+@pytest.mark.parametrize("options", [{}, BINARY, {"secret": "generate"}])
 async def test_a_handshake_that_nobody_here_asked_for_is_no_way_in(
-    client: HttpPubSubClient, wire: Wire, options: SubscribeKeywords
+    client: HttpPubSubClient, wire: Wire, options: dict[str, Any]
 ) -> None:
     """It names no pattern: whoever had it answered would be sent whatever somebody else subscribes for us."""
     asked = [shaking(wire, *QUESTIONS) for _ in range(2)]

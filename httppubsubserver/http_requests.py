@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 import re
 import time
@@ -19,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from pydantic_core import InitErrorDetails
 from starlette.types import Message, Receive, Scope
 
 from httppubsubclient.bodies import Body, BodyWriter
@@ -43,9 +45,20 @@ from httppubsubclient.waiting import within
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import nearest
+from httppubsubserver.escaping import escaped
 from httppubsubserver.quotas import Charge
 
-__all__ = ["Disconnected", "Incoming", "Prefer", "ProblemRoute", "parse_prefer", "problem_response", "slowness"]
+__all__ = [
+    "Disconnected",
+    "Incoming",
+    "Prefer",
+    "ProblemRoute",
+    "parse_prefer",
+    "parsed_json",
+    "problem_response",
+    "shown_name",
+    "slowness",
+]
 
 _LOG = logging.getLogger("httppubsub.server.http")
 
@@ -60,8 +73,9 @@ _LONG_SECONDS = 600.0
 _MIN_BYTES_PER_SECOND_FOR_LONG = 64 * 1024
 """What comes for longer than that comes with so much on average, or a place would be held for days."""
 _MAX_WAIT_SECONDS = 3600
-_MAX_NAME = 40
-"""Characters that are shown of a member that does not exist."""
+_LARGE_JSON = 4096
+_SHOWN_NAME = 64
+"""Characters of the name of an unknown member."""
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
 M = TypeVar("M", bound=BaseModel)
@@ -187,16 +201,17 @@ class Incoming:
 
     async def json(self, model: type[M], *, max_bytes: int) -> M:
         """Read a small JSON body strictly. Raises as `body` does, and `InvalidRequest`."""
+        return parsed_json(model, await self.json_document(max_bytes=max_bytes))
+
+    async def json_document(self, *, max_bytes: int) -> bytes:
+        """Read a JSON body without looking into it. Raises as `body` does."""
         media_type = self.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             raise UnsupportedMediaType(
                 f"a body has to be sent here with Content-Type: application/json; this one says {media_type!r}"
             )
         body = await self.body(BodyWriter(spool_bytes=max_bytes, max_bytes=max_bytes))
-        try:
-            return model.model_validate_json(body.data or b"")
-        except ValidationError as error:
-            raise InvalidRequest(_described(error.errors(), _members(model))) from None
+        return body.data or b""
 
     def _expected_digest(self) -> bytes | None:
         headers = self.headers
@@ -299,6 +314,39 @@ def parse_prefer(header: str | None) -> Prefer:
     return _PREFER_NOTHING
 
 
+def parsed_json(model: type[M], text: bytes | str, *, place: str | None = None) -> M:
+    """`text` as `model`, strictly; `place` tells where it stands. Raises `InvalidRequest`.
+
+    For small ones: nothing else is done meanwhile.
+    """
+    try:
+        if len(text) > _LARGE_JSON:
+            _check_members(model, text)
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequest(_described(errors, place, _members(model))) from None
+
+
+def shown_name(name: str) -> str:
+    """The name of a member as whoever sent it may have made it up."""
+    shown = escaped(name[:_SHOWN_NAME])
+    return shown if len(shown) == len(name) <= _SHOWN_NAME else f"{shown[:_SHOWN_NAME]}..."
+
+
+def _check_members(model: type[BaseModel], text: bytes | str) -> None:
+    """Raises `ValidationError` for the first member that `model` does not know: pydantic would tell of all of them, of
+    ten thousand at a hundred times the cost of reading them. What is wrong otherwise is for others to find."""
+    try:
+        members = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    for name in members if isinstance(members, dict) else ():
+        if name not in model.model_fields:
+            error = InitErrorDetails(type="extra_forbidden", loc=(name,), input=None)
+            raise ValidationError.from_exception_data(model.__name__, [error])
+
+
 def _checked(body: Body, expected: bytes | None) -> Body:
     if expected is not None and not hmac.compare_digest(expected, body.sha256):
         body.close()
@@ -309,17 +357,18 @@ def _checked(body: Body, expected: bytes | None) -> Body:
     return body
 
 
-def _described(errors: Sequence[Any], members: Sequence[str] = ()) -> str:
+def _described(errors: Sequence[Any], place: str | None = None, members: Sequence[str] = ()) -> str:
     """pydantic's findings in one line, without the input, which may be long or secret. `members` are those that
     exist: of a name that is none of them the nearest one is told."""
     parts = []
     for error in errors[:5]:
-        place = ".".join(_shown(part) for part in error["loc"] if part not in ("body", "query")) or "body"
-        if error["type"] == "extra_forbidden":
-            hint = nearest(_shown(error["loc"][-1]), members) or f"; known are {', '.join(members)}"
-            parts.append(f"{place}: no such member{hint}")
+        names = [shown_name(str(part)) for part in error["loc"] if part not in ("body", "query")]
+        where = ".".join(([place] if place else []) + names[:4]) or "body"
+        if error["type"] == "extra_forbidden" and members:
+            hint = nearest(names[-1], members) or f"; known are {', '.join(members)}"
+            parts.append(f"{where}: no such member{hint}")
         else:
-            parts.append(f"{place}: {error['msg']}")
+            parts.append(f"{where}: {error['msg']}")
     return "; ".join(parts)
 
 
@@ -331,9 +380,3 @@ def _members(model: type[BaseModel]) -> list[str]:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 names += inner.model_fields
     return names
-
-
-def _shown(part: int | str) -> str:
-    """A part of a place: an index, or a name, which may be anything that was sent."""
-    text = ascii(str(part))[1:-1]
-    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."

@@ -2,8 +2,10 @@
 
 Whether a permitted glob contains the one that is asked for is mostly told in microseconds, but globs can be made for
 which it takes a good part of a second, and 10,000 of them may be asked for at once (protocol/containment.py has the
-bound of one). So nothing but exact topics is decided in the event loop; one thread decides for all, each owner may have
-few requests in its line, and whoever has used up its time has to wait. What was permitted is remembered, for renewals.
+bound of one). So nothing but exact topics is decided in the event loop; one thread decides for all, a moment for each
+owner in turn. Each owner may have few requests in its line, and whoever has used up its time has to wait. What was
+permitted is remembered, for renewals. Reading many patterns takes time, too: it is done in the event loop, one slice at
+a time of all that is read, and on the same account.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -22,6 +24,7 @@ from httppubsubclient.protocol.permissions import Permissions
 from httppubsubclient.protocol.token_bucket import Rate
 from httppubsubserver.auth import Principal
 from httppubsubserver.quotas import Buckets, monotonic_microseconds
+from httppubsubserver.turns import Turns
 
 __all__ = ["SubscribeChecks"]
 
@@ -35,8 +38,13 @@ _MAX_SECONDS: Final = 5.0
 _BUDGET: Final = Rate(per_second=250_000, burst=5_000_000)
 """Of one owner: microseconds of thought."""
 
-_Thought = tuple[float, Exception | None]
-"""The seconds that it took, and what is wrong."""
+_TURN_SECONDS: Final = 0.02
+"""Of the thread, for one owner; a single pattern may take longer."""
+_SLICE: Final = 1024
+"""Characters that are read in one turn of the event loop; the worst patterns take 2 microseconds for each."""
+
+_Thought = tuple[int, float, Exception | None]
+"""How many patterns were looked at, the seconds that it took, and what is wrong."""
 _Question = tuple[tuple[str, ...] | None, Pattern]
 
 
@@ -53,6 +61,10 @@ class SubscribeChecks:
         self._budgets = Buckets(clock)
         self._permitted: OrderedDict[_Question, None] = OrderedDict()
         self._in_line: dict[str, int] = {}
+        self._thinking = Turns()
+        self._deciding: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Task[None] | None] = set()
+        self._reading = Turns()
         self._thread: ThreadPoolExecutor | None = None
 
     async def check(self, principal: Principal, requests: Sequence[SubscribeRequest]) -> None:
@@ -70,13 +82,42 @@ class SubscribeChecks:
                 permissions.check_subscribe(pattern)
             return
         self._take_place(owner)
-        thinking = self._spawn(permissions, open_questions)
-        # Also when nobody waits for it any more.
-        thinking.add_done_callback(lambda _: self._leave_place(owner, thinking))
-        _, fault = await asyncio.shield(thinking)
-        if fault is not None:
-            raise fault
+        # A task of its own: the thread cannot be interrupted when nobody waits for it any more.
+        deciding = asyncio.create_task(self._decide(owner, permissions, open_questions))
+        self._deciding.add(deciding)
+        deciding.add_done_callback(self._decided)
+        try:
+            await asyncio.shield(deciding)
+        except asyncio.CancelledError:
+            self._abandoned.add(deciding)
+            raise
         self._remember(permissions, open_questions)
+
+    async def go_through(self, principal: Principal, steps: Iterator[int]) -> None:
+        """Take all `steps`, each of which reads something and yields how many characters it had. Raises what they
+        raise, and `QuotaExceeded` when the owner has used up its time."""
+        if not self._read_slice(principal.owner, steps):
+            return
+        while True:
+            async with self._reading.of(principal.owner or ""):
+                if not self._read_slice(principal.owner, steps):
+                    return
+                await asyncio.sleep(0)  # within its turn: no other slice follows before others have done something
+
+    def _read_slice(self, owner: str | None, steps: Iterator[int]) -> bool:
+        """Whether there may be more."""
+        if owner is not None:
+            self._check_budget(owner)
+        began, read = self._seconds(), 0
+        try:
+            for size in steps:
+                read += size
+                if read >= _SLICE:
+                    return True
+            return False
+        finally:
+            if owner is not None:
+                self._charge(owner, self._seconds() - began)
 
     def close(self) -> None:
         """Let the thread end; what it is at is not waited for."""
@@ -84,50 +125,81 @@ class SubscribeChecks:
             self._thread.shutdown(wait=False, cancel_futures=True)
             self._thread = None
 
-    def _spawn(self, permissions: Permissions, patterns: Sequence[Pattern]) -> asyncio.Future[_Thought]:
+    def _spawn(
+        self, permissions: Permissions, patterns: Sequence[Pattern], most_seconds: float
+    ) -> asyncio.Future[_Thought]:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="permissions")
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._think, permissions, patterns)
+        return asyncio.get_running_loop().run_in_executor(
+            self._thread, self._think, permissions, patterns, most_seconds
+        )
 
-    def _think(self, permissions: Permissions, patterns: Sequence[Pattern]) -> _Thought:
+    async def _decide(self, owner: str, permissions: Permissions, patterns: Sequence[Pattern]) -> None:
+        """Turn by turn. Raises what is wrong with the patterns."""
+        at, spent = 0, 0.0
+        try:
+            while at < len(patterns) and asyncio.current_task() not in self._abandoned:
+                async with self._thinking.of(owner):
+                    looked_at, seconds, fault = await self._spawn(permissions, patterns[at:], _MAX_SECONDS - spent)
+                self._charge(owner, seconds)
+                if fault is not None:
+                    raise fault
+                at += looked_at
+                spent += seconds
+        finally:
+            self._in_line[owner] -= 1
+            if not self._in_line[owner]:
+                del self._in_line[owner]
+
+    def _decided(self, deciding: asyncio.Task[None]) -> None:
+        self._deciding.discard(deciding)
+        self._abandoned.discard(deciding)
+        if not deciding.cancelled():
+            deciding.exception()  # seen, also when nobody waits for it any more
+
+    def _think(self, permissions: Permissions, patterns: Sequence[Pattern], most_seconds: float) -> _Thought:
         """In the thread."""
         began = self._seconds()
         fault: Exception | None = None
+        looked_at = 0
         try:
             for pattern in patterns:
-                if self._seconds() - began > _MAX_SECONDS:
+                seconds = self._seconds() - began
+                if seconds > most_seconds:
                     fault = QuotaExceeded(
                         "these patterns are too many, and too intricate, to be compared at once with what may be "
                         "subscribed to: ask for fewer at a time",
                         retry_after_seconds=_MAX_SECONDS,
                     )
                     break
+                if looked_at and seconds > _TURN_SECONDS:
+                    break
                 permissions.check_subscribe(pattern)
+                looked_at += 1
         except Exception as error:
             fault = error
-        return self._seconds() - began, fault
+        return looked_at, self._seconds() - began, fault
 
     def _take_place(self, owner: str) -> None:
-        asked = self._budgets.ask(owner, _BUDGET, 1)
-        if not asked.allowed:
-            seconds = asked.wait_microseconds / 1_000_000
-            raise QuotaExceeded(
-                "comparing the patterns of this key with what it may subscribe to has taken long; simpler ones are "
-                f"quicker. Again in {seconds:.3g} s",
-                retry_after_seconds=seconds,
-            )
+        self._check_budget(owner)
         if self._in_line.get(owner, 0) >= _IN_LINE_PER_OWNER:
             raise QuotaExceeded("this key has enough requests under way whose patterns are compared")
         if sum(self._in_line.values()) >= _IN_LINE:
             raise Unavailable("too many patterns are being compared with permissions", retry_after_seconds=1)
         self._in_line[owner] = self._in_line.get(owner, 0) + 1
 
-    def _leave_place(self, owner: str, thinking: asyncio.Future[_Thought]) -> None:
-        self._in_line[owner] -= 1
-        if not self._in_line[owner]:
-            del self._in_line[owner]
-        if not thinking.cancelled():
-            self._budgets.charge(owner, _BUDGET, int(thinking.result()[0] * 1_000_000))
+    def _check_budget(self, owner: str) -> None:
+        asked = self._budgets.ask(owner, _BUDGET, 1)
+        if not asked.allowed:
+            seconds = asked.wait_microseconds / 1_000_000
+            raise QuotaExceeded(
+                "reading the patterns of this key, and comparing them with what it may subscribe to, has taken long; "
+                f"fewer and simpler ones are quicker. Again in {seconds:.3g} s",
+                retry_after_seconds=seconds,
+            )
+
+    def _charge(self, owner: str, seconds: float) -> None:
+        self._budgets.charge(owner, _BUDGET, int(seconds * 1_000_000))
 
     def _is_permitted(self, question: _Question) -> bool:
         if question in self._permitted:

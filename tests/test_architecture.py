@@ -20,7 +20,7 @@ PURE = {
 
 # Lower rooms first: a module may import those of its own row and above in this table, never of a row below.
 SERVER_ROWS = [
-    {"config", "escaping", "randomness"},
+    {"config", "escaping", "randomness", "turns"},
     {"vault"},
     {
         "migrations",
@@ -71,7 +71,7 @@ SERVER_ROWS = [
     {"publishing", "subscribing"},
     {"broadcaster", "delivery_json"},
     {"http_delivery_schemas", "http_requests", "http_schemas"},
-    {"http_deliveries", "http_notify"},
+    {"http_deliveries", "http_notify", "whole_sets"},
     {"http_api"},
     {"app"},
     {"certificates", "private_files"},

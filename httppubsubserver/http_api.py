@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import takewhile
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -62,6 +63,7 @@ from httppubsubserver.http_schemas import (
     problems,
 )
 from httppubsubserver.subscription_secrets import Change
+from httppubsubserver.whole_sets import WholeSet
 
 __all__ = ["create_router"]
 
@@ -70,6 +72,10 @@ _CONSENT = (CallbackRefused, CallbackUnreachable, QuotaExceeded)
 _WITH_BODY = (TooSlow, TooLarge, UnsupportedMediaType)
 _MAX_SUBSCRIBE_BYTES = 64 * 1024
 _MAX_WHOLE_SET_BYTES = 16 * 1024 * 1024
+_COUNTED = 1000
+"""A smaller quota is looked at before a set has been read to its end."""
+_FEW = 100
+"""Subscriptions up to this number are turned into JSON at once, more in a thread."""
 
 CallbackUrlQuery = Annotated[
     str, Query(description="The callback URL, percent-encoded (a fragment too: %23).", max_length=8192)
@@ -264,13 +270,18 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
         incoming.query_value("url")  # raises when it is there twice
         callback = parse_callback_url(url)
         name = callback.name
-        fields = await incoming.json(WholeSetFields, max_bytes=_MAX_WHOLE_SET_BYTES)
-        if fields.subscriptions:  # what is not allowed any more can still be removed
+        # Whoever may subscribe to nothing can only send an empty one.
+        most = _MAX_SUBSCRIBE_BYTES if principal.permissions.subscribe == () else _MAX_WHOLE_SET_BYTES
+        document = await incoming.json_document(max_bytes=most)
+        whole = WholeSet(document, lambda entry: _subscribe_request(broadcaster, name, entry))
+        del document
+        await _read(broadcaster, principal, whole, name)
+        wanted = whole.requests
+        if wanted:  # what is not allowed any more can still be removed
             broadcaster.callbacks.check(callback)
-        wanted = [_subscribe_request(broadcaster, name, entry) for entry in fields.subscriptions]
         await broadcaster.subscribe_checks.check(principal, wanted)
         # In a thread: ten thousand keys take a second.
-        given = await asyncio.to_thread(lambda: [_secret(broadcaster, entry) for entry in fields.subscriptions])
+        given = await asyncio.to_thread(lambda: [_secret(broadcaster, entry) for entry in whole.fields])
         secrets = {request.pattern: secret for request, secret in zip(wanted, given, strict=True) if secret is not None}
         subscriptions, etag = await broadcaster.replace_subscriptions(
             name,
@@ -281,9 +292,12 @@ def _add_whole_set(router: APIRouter, broadcaster: Broadcaster) -> None:
             secrets=secrets,
             by=principal.by,
         )
-        shown = [_with_secret(subscription, secrets.get(subscription.pattern)) for subscription in subscriptions]
-        answer = {"url": name, "subscriptions": shown}
-        return JSONResponse(answer, 200, {"etag": etag})
+
+        def answer() -> Response:
+            shown = [_with_secret(subscription, secrets.get(subscription.pattern)) for subscription in subscriptions]
+            return JSONResponse({"url": name, "subscriptions": shown}, 200, {"etag": etag})
+
+        return answer() if len(subscriptions) <= _FEW else await asyncio.to_thread(answer)
 
 
 def _add_health(router: APIRouter, broadcaster: Broadcaster) -> None:
@@ -321,6 +335,24 @@ def _at_most(broadcaster: Broadcaster, principal: Principal) -> int | None:
     return (
         None if principal.owner is None else principal.max_subscriptions(broadcaster.config.max_subscriptions_per_key)
     )
+
+
+async def _read(broadcaster: Broadcaster, principal: Principal, whole: WholeSet, url: str) -> None:
+    """Read a whole set. It ends where it is clear that this is more than he may have: nothing that he could get
+    follows."""
+    most = _at_most(broadcaster, principal)
+    steps = whole.steps()
+    if most is not None and most < _COUNTED:
+        await broadcaster.subscribe_checks.go_through(
+            principal, takewhile(lambda _: len(whole.patterns) <= most, steps)
+        )
+        if len(whole.patterns) <= most:
+            return
+        # He may have more of them than he may make now, and renew these.
+        page = await broadcaster.subscriptions(url=url, limit=most + 1, owner=principal.owner)
+        if len(page.subscriptions) <= most:
+            raise QuotaExceeded(f"this key may have {most} subscriptions, and asks for more with this set alone")
+    await broadcaster.subscribe_checks.go_through(principal, steps)
 
 
 def _subscribe_request(broadcaster: Broadcaster, url: str, fields: PatternFields) -> SubscribeRequest:

@@ -15,6 +15,7 @@ from httppubsubclient.protocol.patterns import Pattern, pattern_from_json
 __all__ = [
     "APPLIED_HEADERS",
     "LIST_HEADERS",
+    "MAX_SUBSCRIPTIONS_OF_A_SET",
     "NOTIFY_OPENAPI",
     "PRECONDITION_OPENAPI",
     "SECURITY",
@@ -32,6 +33,8 @@ __all__ = [
     "json_body",
     "problems",
 ]
+
+MAX_SUBSCRIPTIONS_OF_A_SET: Final = 10_000
 
 _COUNTS_EXAMPLE: JsonDict = {
     "message_id": "msg_p5jXN8AQM9LWM0D4loKWxJ8f",
@@ -71,6 +74,7 @@ class PatternFields(BaseModel):
     )
     retry_schedule_seconds: list[float] | None = Field(
         None,
+        fail_fast=True,
         description="Durable only: the waits before attempt 1, 2, ... instead of the usual ones; "
         "1 to 64 numbers, all but the first greater than 0.",
     )
@@ -139,11 +143,11 @@ class SubscribeFields(PatternFields):
 
 
 class WholeSetFields(BaseModel):
-    """All subscriptions that a callback URL shall have."""
+    """All subscriptions that a callback URL shall have. Read entry by entry (whole_sets.py); this describes it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    subscriptions: list[PatternFields] = Field(max_length=10_000)
+    subscriptions: list[PatternFields] = Field(max_length=MAX_SUBSCRIPTIONS_OF_A_SET)
 
 
 class NotifyAnswer(BaseModel):

@@ -15,6 +15,7 @@ from tests.hardening import (
     b_addresses,
     c_receivers,
     d_consent,
+    d_patterns,
     d_subscriptions,
     e_publishing,
     f_receiving,
@@ -25,6 +26,7 @@ from tests.hardening.a_urls import *  # noqa: F403
 from tests.hardening.b_addresses import *  # noqa: F403
 from tests.hardening.c_receivers import *  # noqa: F403
 from tests.hardening.d_consent import *  # noqa: F403
+from tests.hardening.d_patterns import *  # noqa: F403
 from tests.hardening.d_subscriptions import *  # noqa: F403
 from tests.hardening.e_publishing import *  # noqa: F403
 from tests.hardening.f_receiving import *  # noqa: F403
@@ -32,7 +34,18 @@ from tests.hardening.g_state import *  # noqa: F403
 from tests.hardening.h_owners import *  # noqa: F403
 from tests.hardening.support import *  # noqa: F403
 
-SECTIONS = (a_urls, b_addresses, c_receivers, d_consent, d_subscriptions, e_publishing, f_receiving, g_state, h_owners)
+SECTIONS = (
+    a_urls,
+    b_addresses,
+    c_receivers,
+    d_consent,
+    d_patterns,
+    d_subscriptions,
+    e_publishing,
+    f_receiving,
+    g_state,
+    h_owners,
+)
 
 LINES = {
     # A. Callback URLs

@@ -3,6 +3,9 @@
 Whoever matches reads the version first and applies what changed since, so a subscription that any process has
 answered is seen by the next notify here. The whole table, at the start and when too much has been missed, is read in
 pieces into a second set that takes the place of the first when it is whole.
+
+Patterns are parsed and compiled only when a topic comes that they could match, in slices and in a thread: whoever has
+many new ones holds up those who publish to his topics, and not the others.
 """
 
 from __future__ import annotations
@@ -10,17 +13,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import ClassVar, Final
 
 from httppubsubclient.protocol.callback_urls import CallbackUrl, split_callback_url
 from httppubsubclient.protocol.errors import InvalidUrl
+from httppubsubclient.protocol.globs import Shape
+from httppubsubclient.protocol.lazy_index import LazyIndex
 from httppubsubclient.protocol.options import DeliveryFormat
 from httppubsubclient.protocol.patterns import Pattern, PatternKind
-from httppubsubclient.protocol.topic_index import TopicIndex
 from httppubsubserver.escaping import shown_url
 from httppubsubserver.stores import Changes, Store
 
@@ -33,6 +39,11 @@ _KINDS: Final[dict[PatternKind, PatternKind]] = {"exact": "exact", "glob": "glob
 
 _SLICE: Final = 2000
 """How many of the targets of one topic are looked at before others get a turn."""
+
+_SLICE_BYTES: Final = 1024
+"""Of patterns that are parsed before others get a turn: at most 2 milliseconds."""
+_COMPILING_SECONDS: Final = 0.02
+"""In the thread, before others who need theirs get a turn."""
 
 _RECENT_CALLBACKS: Final = 1024
 """Their subscriptions share one object also when they come one by one; in a load, all do."""
@@ -93,6 +104,9 @@ class DurableWebhookTarget(DurableTarget):
     webhook: ClassVar[bool] = True
 
 
+_PATTERN_OF: Final[Callable[[Target], Pattern]] = attrgetter("pattern")
+
+
 class Directory:
     """Answers which subscriptions a topic matches, as of the moment it is asked."""
 
@@ -101,6 +115,8 @@ class Directory:
         self._known = _Known()
         self._loading: _Known | None = None
         self._lock = asyncio.Lock()
+        self._settling = asyncio.Lock()
+        self._compiling = asyncio.Lock()
 
     def __len__(self) -> int:
         return len(self._known.targets)
@@ -113,7 +129,7 @@ class Directory:
     async def match(self, topic: bytes, *, now: int) -> list[Target]:
         """The unexpired subscriptions that match. `now` in microseconds."""
         await self.refresh()
-        found = self._known.index.match(topic)
+        found = await self._matching(topic)
         if len(found) <= _SLICE:
             return [target for target in found if target.expires_at > now]
         targets: list[Target] = []
@@ -121,6 +137,21 @@ class Directory:
             targets += [target for target in found[start : start + _SLICE] if target.expires_at > now]
             await asyncio.sleep(0)
         return targets
+
+    async def _matching(self, topic: bytes) -> list[Target]:
+        """Nothing waits between the last look at what is not in its place yet and the match."""
+        while True:
+            while self._known.index.waits(topic):
+                async with self._settling:  # one slice at a time, whoever needs it
+                    if not self._known.index.settle(topic, _SLICE_BYTES):
+                        await asyncio.sleep(0)
+            cold: list[Shape] = []
+            found = self._known.index.match(topic, cold)
+            if not cold:
+                return found
+            while cold:
+                async with self._compiling:
+                    cold = await asyncio.to_thread(_compile, cold)
 
     async def refresh(self) -> None:
         """Catch up with the store; cheap when nothing has changed.
@@ -162,7 +193,7 @@ class _Known:
     def __init__(self) -> None:
         self.version = 0
         self.cursor: str | None = None
-        self.index: TopicIndex[Target] = TopicIndex()
+        self.index: LazyIndex[Target] = LazyIndex(_PATTERN_OF)
         self.targets: dict[str, Target] = {}
         self.durable = 0
         self._callback_of = lru_cache(maxsize=None)(split_callback_url)
@@ -177,7 +208,7 @@ class _Known:
             target = targets.pop(subscription_id, None)
             if target is not None:
                 self.durable -= target.durable
-                index.remove(target.pattern, target)
+                index.remove(target)
         for subscription_id, url, kind, value, expires_at, durable, form, sealed in changes.changed:
             of_its_kind: Callable[..., Target] = DurableTarget if durable else Target
             options: tuple[object, ...] = ()
@@ -194,16 +225,26 @@ class _Known:
                 target = of_its_kind(subscription_id, callback, _KINDS[kind], value, expires_at, *options)
                 targets[subscription_id] = target
                 self.durable += durable
-                index.add(Pattern(kind, value), target)
+                index.add(target)
             elif known.expires_at != expires_at or known.durable != durable or options or known.webhook:
                 # (url, pattern) names a subscription, so a change of one that is known never touches either.
                 target = of_its_kind(subscription_id, known.callback, known.kind, known.value, expires_at, *options)
                 targets[subscription_id] = target
                 self.durable += durable - known.durable
-                index.add(known.pattern, target)
-                index.remove(known.pattern, known)
+                index.add(target)
+                index.remove(known)
         self.version = changes.version
         self.cursor = changes.cursor
+
+
+def _compile(shapes: list[Shape]) -> list[Shape]:
+    """Those that are left when the time is over, but at least one fewer."""
+    began = time.monotonic()
+    for at, shape in enumerate(shapes):
+        if at and time.monotonic() - began > _COMPILING_SECONDS:
+            return shapes[at:]
+        shape.compile()
+    return []
 
 
 @contextmanager

@@ -83,8 +83,11 @@ class Shape:
     """A regular expression for what lies between `prefix` and `suffix`; None stands for anything."""
     _compiled: re.Pattern[str] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def matches(self, segment: str) -> bool:
-        """Whether this matches the whole of one segment, which holds no `/`."""
+    def matches(self, segment: str, cold: list[Shape] | None = None) -> bool:
+        """Whether this matches the whole of one segment, which holds no `/`.
+
+        With `cold`, one that would have to be compiled for that joins the list instead, and the answer is False.
+        """
         end = len(segment) - len(self.suffix)
         if end < len(self.prefix) or not segment.startswith(self.prefix) or not segment.endswith(self.suffix):
             return False
@@ -92,10 +95,20 @@ class Shape:
             return True
         compiled = self._compiled
         if compiled is None:
-            # Only now: most patterns are parsed to be checked or stored, and compiling costs more than all the rest.
-            compiled = re.compile(self.middle, re.DOTALL)
-            object.__setattr__(self, "_compiled", compiled)
+            if cold is not None:
+                cold.append(self)
+                return False
+            compiled = self.compile()
         return compiled.fullmatch(segment, len(self.prefix), end) is not None
+
+    def compile(self) -> re.Pattern[str]:
+        """Make it ready: only when it is needed, because most patterns are parsed to be checked or stored, and this
+        costs more than all the rest, up to some tenths of a second."""
+        compiled = self._compiled
+        if compiled is None:
+            compiled = re.compile(self.middle or "", re.DOTALL)
+            object.__setattr__(self, "_compiled", compiled)
+        return compiled
 
 
 Segment: TypeAlias = str | Shape | Span
@@ -339,14 +352,14 @@ def _split_at_many(segments: tuple[Segment, ...]) -> list[list[Segment]]:
     return groups
 
 
-def segments_fit(segments: Sequence[Segment], parts: list[str], at: int) -> bool:
-    """Whether `parts` from `at` on match these segments one by one; there are enough of them."""
+def segments_fit(segments: Sequence[Segment], parts: list[str], at: int, cold: list[Shape] | None = None) -> bool:
+    """Whether `parts` from `at` on match these segments one by one; there are enough of them. `cold`: see `Shape`."""
     for segment in segments:
         part = parts[at]
         if isinstance(segment, str):
             if segment != part:
                 return False
-        elif isinstance(segment, Shape) and not segment.matches(part):
+        elif isinstance(segment, Shape) and not segment.matches(part, cold):
             return False
         at += 1
     return True

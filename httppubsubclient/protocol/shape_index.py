@@ -95,28 +95,28 @@ class ShapeIndex(Generic[V]):
             assert self._inner is not None
             del self._inner[inner]
 
-    def matching(self, segment: str) -> list[V]:
-        """The values of the shapes that match the whole of `segment`."""
+    def matching(self, segment: str, cold: list[Shape] | None = None) -> list[V]:
+        """The values of the shapes that match the whole of `segment`. `cold`: see `Shape.matches`."""
         found: list[V] = []
         length = len(segment)
         for (front, back), group in self._ends.items():
             if front + back <= length:
                 shapes = group.get(segment[:front] + segment[length - back :])
                 if shapes is not None:
-                    _add_matching(shapes, segment, found)
+                    _add_matching(shapes, segment, found, cold)
         if self._inner is not None:
             for size, group in self._inner.items():
                 for piece in {segment[at : at + size] for at in range(length - size + 1)}:
                     shapes = group.get(piece)
                     if shapes is not None:
-                        _add_matching(shapes, segment, found)
+                        _add_matching(shapes, segment, found, cold)
         return found
 
 
-def _add_matching(shapes: _Shapes[V], segment: str, found: list[V]) -> None:
+def _add_matching(shapes: _Shapes[V], segment: str, found: list[V], cold: list[Shape] | None) -> None:
     if isinstance(shapes, dict):
-        found.extend(value for shape, value in shapes.items() if shape.matches(segment))
-    elif shapes[0].matches(segment):
+        found.extend(value for shape, value in shapes.items() if shape.matches(segment, cold))
+    elif shapes[0].matches(segment, cold):
         found.append(shapes[1])
 
 

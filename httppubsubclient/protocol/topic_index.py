@@ -22,7 +22,7 @@ from collections.abc import Hashable
 from itertools import chain
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
-from httppubsubclient.protocol.globs import Segment, Span, segments_fit
+from httppubsubclient.protocol.globs import Segment, Shape, Span, segments_fit
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.shape_index import ShapeIndex
 
@@ -145,8 +145,12 @@ class TopicIndex(Generic[K]):
             place = node
         return True
 
-    def match(self, topic: bytes) -> list[K]:
-        """The keys of all patterns that match, in no particular order."""
+    def match(self, topic: bytes, cold: list[Shape] | None = None) -> list[K]:
+        """The keys of all patterns that match, in no particular order.
+
+        Compiling may take long: with `cold`, shapes that would have to be compiled join that list, and the answer is
+        right only if it stays empty. `Shape.compile` them, and ask again.
+        """
         keys = self._exact.get(topic, _NONE)
         found: list[K] = list(keys) if isinstance(keys, _SEVERAL) else [keys]
         root, root_without_dollar = self._root, self._root_without_dollar
@@ -157,9 +161,9 @@ class TopicIndex(Generic[K]):
         except UnicodeDecodeError:
             return found
         if not root.childless():
-            _collect(root, segments, found)
+            _collect(root, segments, found, cold)
         if not root_without_dollar.childless() and not topic.startswith(b"$"):
-            _collect(root_without_dollar, segments, found)
+            _collect(root_without_dollar, segments, found, cold)
         return found
 
     def _place(self, pattern: Pattern) -> tuple[bytes, _Node[K] | None, tuple[Segment, ...]]:
@@ -255,12 +259,12 @@ class _Leaf(Generic[K]):
     def open_ended(self) -> bool:
         return bool(self.rest) and self.rest[-1] is Span.MANY
 
-    def fits(self, segments: list[str], at: int) -> bool:
+    def fits(self, segments: list[str], at: int, cold: list[Shape] | None) -> bool:
         """Whether the rest of a topic, `segments` from `at` on, matches."""
         left = len(segments) - at
         if self.open_ended():
-            return left >= len(self.rest) - 1 and segments_fit(self.rest[:-1], segments, at)
-        return left == len(self.rest) and segments_fit(self.rest, segments, at)
+            return left >= len(self.rest) - 1 and segments_fit(self.rest[:-1], segments, at, cold)
+        return left == len(self.rest) and segments_fit(self.rest, segments, at, cold)
 
 
 _Place: TypeAlias = _Node[K] | _Leaf[K]
@@ -288,7 +292,7 @@ def _only(segment: Segment, rest: tuple[Segment, ...], keys: _Keys[K]) -> _Place
     return child
 
 
-def _collect(root: _Node[K], segments: list[str], found: list[K]) -> None:
+def _collect(root: _Node[K], segments: list[str], found: list[K], cold: list[Shape] | None) -> None:
     """Append the keys of the patterns below `root` that match the topic made of `segments`."""
     reached = [root]
     staying: list[_Node[K]] = []
@@ -305,11 +309,11 @@ def _collect(root: _Node[K], segments: list[str], found: list[K]) -> None:
             if node.one is not None:
                 following.append(node.one)
             if node.shapes is not None:
-                following.extend(node.shapes.matching(segment))
+                following.extend(node.shapes.matching(segment, cold))
         reached = []
         for place in following:
             if isinstance(place, _Leaf):
-                if place not in entered and place.fits(segments, at):
+                if place not in entered and place.fits(segments, at, cold):
                     entered.add(place)
                     _found(place.keys, found)
             else:

@@ -14,10 +14,12 @@ import httpx
 import pytest
 
 from httppubsubclient.protocol.errors import QuotaExceeded
+from httppubsubclient.protocol.globs import Shape
 from httppubsubclient.protocol.keys import Credentials, Key, Secrets
 from httppubsubclient.protocol.messages import SubscribeRequest
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.permissions import Permissions, Quotas
+from httppubsubclient.protocol.topic_index import TopicIndex
 from httppubsubserver import whole_sets
 from httppubsubserver.auth import Principal
 from httppubsubserver.subscribe_checks import SubscribeChecks
@@ -29,6 +31,8 @@ __all__ = [
     "test_44_a_key_that_may_have_few_or_nothing_is_refused_before_its_set_is_read",
     "test_44_a_set_of_many_intricate_patterns_is_read_in_slices_one_at_a_time",
     "test_44_an_intricate_owner_does_not_hold_up_the_permissions_of_others",
+    "test_44_many_new_patterns_hold_up_only_topics_that_they_could_match",
+    "test_44_patterns_are_compiled_beside_the_event_loop",
     "test_44_reading_has_its_price",
     "test_44_what_a_set_may_look_like",
 ]
@@ -226,3 +230,66 @@ async def test_44_an_intricate_owner_does_not_hold_up_the_permissions_of_others(
         gate.set()
         checks.close()
     assert order[0] == "bob"
+
+
+async def test_44_many_new_patterns_hold_up_only_topics_that_they_could_match(
+    open_desk: OpenDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = await open_desk()
+    placed: list[bytes] = []
+    original: Any = TopicIndex.add
+
+    def add(self: Any, pattern: Pattern, key: Any) -> None:
+        placed.append(pattern.value)
+        original(self, pattern, key)
+
+    monkeypatch.setattr(TopicIndex, "add", add)
+    entries = [{**intricate(number), "delivery": "durable"} for number in range(400)]
+    for each in range(2):  # new ones, then renewed ones
+        assert (await put(desk, json.dumps({"subscriptions": entries}).encode())).status_code == 200
+        placed.clear()
+        await desk.notify(topic="b/1")
+        await desk.notify(topic="ab/1")
+        assert placed == []
+        at_turn: list[int] = []
+        done = asyncio.Event()
+
+        async def watch(at_turn: list[int] = at_turn, done: asyncio.Event = done) -> None:
+            seen = 0
+            while not done.is_set():
+                at_turn.append(sum(map(len, placed[seen:])))
+                seen = len(placed)
+                await asyncio.sleep(0)
+
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(desk.notify(topic=f"a/{number}") for number in range(8)))
+        done.set()
+        await watching
+        assert len(placed) == 400, each
+        assert max(at_turn) <= 2048
+    matching = {"glob": "a/" + "/".join(["*a*b*c*7*"] * 20)}
+    assert (await put(desk, json.dumps({"subscriptions": [*entries, matching]}).encode())).status_code == 200
+    assert (await desk.notify(topic="a/" + "/".join(["abc7"] * 20), headers={"prefer": "respond-async"}))[
+        "matched"
+    ] == 1
+
+
+async def test_44_patterns_are_compiled_beside_the_event_loop(
+    open_desk: OpenDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each `[!a]` that spans Unicode takes milliseconds: a glob of 60 of them a third of a second."""
+    desk = await open_desk()
+    threads: list[int] = []
+    original = Shape.compile
+
+    def compile_(self: Shape) -> Any:
+        threads.append(threading.get_ident())
+        return original(self)
+
+    monkeypatch.setattr(Shape, "compile", compile_)
+    entries = [{"glob": f"*[!{chr(0x4E00 + number)}]*?", "delivery": "durable"} for number in range(50)]
+    assert (await put(desk, json.dumps({"subscriptions": entries}).encode())).status_code == 200
+    counts = await asyncio.gather(*(desk.notify(topic="xy", headers={"prefer": "respond-async"}) for _ in range(3)))
+    assert [each["matched"] for each in counts] == [50] * 3
+    assert threading.get_ident() not in threads
+    assert len(threads) >= 50

@@ -232,9 +232,9 @@ def test_the_work_does_not_grow_with_the_patterns_that_do_not_match(
     tried: list[Shape] = []
     matches = Shape.matches
 
-    def counting(self: Shape, segment: str) -> bool:
+    def counting(self: Shape, segment: str, cold: list[Shape] | None = None) -> bool:
         tried.append(self)
-        return matches(self, segment)
+        return matches(self, segment, cold)
 
     monkeypatch.setattr(Shape, "matches", counting)
     counts = []
@@ -252,10 +252,10 @@ def test_a_node_behind_a_double_star_is_reached_once_however_many_ways_lead_ther
     asked = 0
     matching = ShapeIndex.matching
 
-    def counting(self: ShapeIndex[object], segment: str) -> list[object]:
+    def counting(self: ShapeIndex[object], segment: str, cold: list[Shape] | None = None) -> list[object]:
         nonlocal asked
         asked += 1
-        return matching(self, segment)
+        return matching(self, segment, cold)
 
     monkeypatch.setattr(ShapeIndex, "matching", counting)
     index = indexed(

@@ -231,8 +231,7 @@ class _Known:
                 target = of_its_kind(subscription_id, known.callback, known.kind, known.value, expires_at, *options)
                 targets[subscription_id] = target
                 self.durable += durable - known.durable
-                index.add(target)
-                index.remove(known)
+                index.swap(known, target)
         self.version = changes.version
         self.cursor = changes.cursor
 

@@ -64,8 +64,21 @@ class LazyIndex(Generic[K]):
         pattern = self._pattern_of(key)
         if pattern.kind == "exact":
             self._index.remove(pattern, key)
+        else:
+            self._unwait(_starts(pattern), key)
+
+    def swap(self, old: K, new: K) -> None:
+        """Remove `old` and add `new`, which has the same pattern."""
+        pattern = self._pattern_of(old)
+        if pattern.kind == "exact":
+            self._index.add(pattern, new)
+            self._index.remove(pattern, old)
             return
         starts = _starts(pattern)
+        self._wait(starts, new, added=True)
+        self._unwait(starts, old)
+
+    def _unwait(self, starts: tuple[bytes, bytes, bytes], key: K) -> None:
         for start in starts:
             keys = self._waiting.get(start)
             if keys is not None and key in keys:

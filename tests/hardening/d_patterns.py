@@ -35,10 +35,12 @@ __all__ = [
     "test_44_patterns_are_compiled_beside_the_event_loop",
     "test_44_reading_has_its_price",
     "test_44_what_a_set_may_look_like",
+    "test_44_what_was_made_under_a_larger_quota_can_be_renewed",
 ]
 
 MANY = 100_000
 FEW = Key("few", b"few-token-" + bytes(range(48, 80)), 0, None, "", Permissions(quotas=Quotas(subscriptions=3)))
+PLAIN = Key("plain", b"plain-token-" + bytes(range(48, 80)), 0, None, "", Permissions())
 NOTHING = Key("nothing", b"nothing-token-" + bytes(range(48, 80)), 0, None, "", Permissions(subscribe=()))
 
 
@@ -293,3 +295,18 @@ async def test_44_patterns_are_compiled_beside_the_event_loop(
     assert [each["matched"] for each in counts] == [50] * 3
     assert threading.get_ident() not in threads
     assert len(threads) >= 50
+
+
+async def test_44_what_was_made_under_a_larger_quota_can_be_renewed(open_desk: OpenDesk) -> None:
+    keys = Secrets(Credentials("token", (PLAIN,)), Credentials.none(), ())
+    token = f"Bearer {PLAIN.secret.decode()}"
+    entries = [{"topic": f"a/{number}"} for number in range(10)]
+    made = json.dumps({"subscriptions": entries}).encode()
+    more = json.dumps({"subscriptions": [*entries, {"topic": "b"}]}).encode()
+    before = await open_desk(secrets=keys)
+    after = await open_desk(secrets=keys, max_subscriptions_per_key=3)
+    assert (await put(after, made, authorization=token)).status_code == 429
+    assert (await put(before, made, authorization=token)).status_code == 200
+    assert (await put(after, made, authorization=token)).status_code == 200
+    answer = await put(after, more, authorization=token)
+    assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")

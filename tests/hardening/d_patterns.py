@@ -20,7 +20,7 @@ from httppubsubclient.protocol.messages import SubscribeRequest
 from httppubsubclient.protocol.patterns import Pattern
 from httppubsubclient.protocol.permissions import Permissions, Quotas
 from httppubsubclient.protocol.topic_index import TopicIndex
-from httppubsubserver import whole_sets
+from httppubsubserver import http_requests, whole_sets
 from httppubsubserver.auth import Principal
 from httppubsubserver.subscribe_checks import SubscribeChecks
 from tests.hardening.support import CALLBACK, Desk, OpenDesk
@@ -52,7 +52,7 @@ def intricate(number: int) -> dict[str, str]:
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the entries that were parsed."""
     sizes: list[int] = []
-    original = whole_sets.parsed_json
+    original = http_requests.parsed_json
 
     def parse(model: Any, text: str, **given: Any) -> Any:
         sizes.append(len(text))

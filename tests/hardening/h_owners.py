@@ -183,12 +183,13 @@ async def test_46_nothing_tells_a_tenant_how_much_is_brought_to_another(
 
     theirs = await subscribed("victim")
     message = await publish(50)  # more than the rows that one page looks at
-    empty = {"deliveries": [], "cursor": None}
+    empty: dict[str, Any] = {"deliveries": [], "cursor": None}
     for query in ("", "?state=dead", f"?subscription={theirs}", f"?message={message}", "?from=2000-01-01T00:00:00Z"):
         assert (await api.get(f"/v1/deliveries{query}", headers=as_("partner"))).json() == empty, query
     mine = await subscribed("partner")
     await publish(3)
-    cursor, found = "", 0
+    cursor: str | None = ""
+    found = 0
     while cursor is not None:
         page = (await api.get(f"/v1/deliveries?limit=1{cursor and '&cursor=' + cursor}", headers=as_("partner"))).json()
         found += len(page["deliveries"])

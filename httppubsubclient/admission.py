@@ -147,7 +147,8 @@ class _Doors:
         self._tls = tls
         self._refusals = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._listening: dict[socket.socket, asyncio.TimerHandle | None] = {}
+        """Accepted from, and when that goes on where it has a pause."""
         self._said_at: float | None = None
         self._said_faults: dict[str, float] = {}
 
@@ -156,44 +157,56 @@ class _Doors:
         # A descriptor of our own: the other one may be closed before the loop has stopped looking at it.
         mine = listening.dup()
         mine.setblocking(False)
-        self._start(self._accept(mine), self._accepting, "accept connections")
+        self._listening[mine] = None
+        self._look_at(mine)
 
     def close(self) -> None:
         """Accept no more; who is still in a handshake is not let in."""
-        for task in (*self._accepting, *(place.connecting for place in self.taken if place.transport is None)):
-            if task is not None:
-                task.cancel()
+        loop = asyncio.get_running_loop()
+        for listening, pause in self._listening.items():
+            loop.remove_reader(listening)
+            if pause is not None:
+                pause.cancel()
+            listening.close()
+        self._listening.clear()
+        for place in list(self.taken):
+            if place.transport is None and place.connecting is not None:
+                place.connecting.cancel()
 
     async def wait_closed(self) -> None:
-        """Until nothing is accepted, and nobody is being refused or in a handshake any more."""
-        for tasks in (self._accepting, self._tasks):
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+        """Until nobody is being refused or in a handshake any more."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
-    def _start(self, work: Any, tasks: set[asyncio.Task[None]], name: str) -> asyncio.Task[None]:
+    def _look_at(self, listening: socket.socket) -> None:
+        self._listening[listening] = None
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _start(self, work: Any, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with listening:
-            while True:
-                try:
-                    connected, _ = await loop.sock_accept(listening)
-                except OSError as error:
-                    # Linux tells errors of the new connection here, too (accept(2)); the next one may be fine.
-                    if error.errno in _NO_ROOM:
-                        self._say("no room for another connection: %s", error.strerror)
-                        self._make_room()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                    continue
-                self._admit(connected)
-                # Accepting does not wait while there is somebody: the others shall have their turn.
-                await asyncio.sleep(0)
+    def _accept(self, listening: socket.socket) -> None:
+        """Take one connection. Not by `sock_accept`: one that is cancelled may drop the connection that it has got."""
+        try:
+            connected, _ = listening.accept()
+        except (BlockingIOError, InterruptedError):
+            return  # another process was faster
+        except OSError as error:
+            # Linux tells errors of the new connection here, too (accept(2)); the next one may be fine.
+            if error.errno in _NO_ROOM:
+                self._say("no room for another connection: %s", error.strerror)
+                self._make_room()
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listening)
+            self._listening[listening] = loop.call_later(_PAUSE_SECONDS, self._look_at, listening)
+            return
+        connected.setblocking(False)
+        self._admit(connected)
 
     def _admit(self, connected: socket.socket) -> None:
         if len(self.taken) >= self._room:
@@ -204,7 +217,7 @@ class _Doors:
         place = _Place(self)
         self.taken.add(place)
         place.waiting()
-        place.connecting = self._start(self._connect(connected, place), self._tasks, "take a connection")
+        place.connecting = self._start(self._connect(connected, place), "take a connection")
         place.connecting.add_done_callback(lambda _: None if place.begun else self._never_begun(connected, place))
 
     def _make_room(self) -> bool:
@@ -263,9 +276,16 @@ class _Doors:
             connected.close()
             return
         self._refusals += 1
-        self._start(self._tell_full(connected), self._tasks, "turn a connection away")
+        begun: list[bool] = []
+        telling = self._start(self._tell_full(connected, begun), "turn a connection away")
+        telling.add_done_callback(lambda _: None if begun else self._never_told(connected))
 
-    async def _tell_full(self, connected: socket.socket) -> None:
+    def _never_told(self, connected: socket.socket) -> None:
+        self._refusals -= 1
+        connected.close()
+
+    async def _tell_full(self, connected: socket.socket, begun: list[bool]) -> None:
+        begun.append(True)
         full: _Full | None = None
 
         def protocol() -> asyncio.Protocol:

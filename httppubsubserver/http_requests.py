@@ -45,7 +45,6 @@ from httppubsubclient.waiting import within
 from httppubsubserver.auth import Principal
 from httppubsubserver.broadcaster import Broadcaster
 from httppubsubserver.config import nearest
-from httppubsubserver.escaping import escaped
 from httppubsubserver.quotas import Charge
 
 __all__ = [
@@ -53,10 +52,10 @@ __all__ = [
     "Incoming",
     "Prefer",
     "ProblemRoute",
+    "no_such_member",
     "parse_prefer",
     "parsed_json",
     "problem_response",
-    "shown_name",
     "slowness",
 ]
 
@@ -74,8 +73,8 @@ _MIN_BYTES_PER_SECOND_FOR_LONG = 64 * 1024
 """What comes for longer than that comes with so much on average, or a place would be held for days."""
 _MAX_WAIT_SECONDS = 3600
 _LARGE_JSON = 4096
-_SHOWN_NAME = 64
-"""Characters of the name of an unknown member."""
+_MAX_NAME = 40
+"""Characters that are shown of a member that does not exist."""
 _WAIT = re.compile(r'wait\s*=\s*"?([0-9]{1,9})"?', re.ASCII | re.IGNORECASE)
 
 M = TypeVar("M", bound=BaseModel)
@@ -325,13 +324,13 @@ def parsed_json(model: type[M], text: bytes | str, *, place: str | None = None) 
         return model.model_validate_json(text)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        raise InvalidRequest(_described(errors, place, _members(model))) from None
+        raise InvalidRequest(_described(errors, _members(model), place)) from None
 
 
-def shown_name(name: str) -> str:
-    """The name of a member as whoever sent it may have made it up."""
-    shown = escaped(name[:_SHOWN_NAME])
-    return shown if len(shown) == len(name) <= _SHOWN_NAME else f"{shown[:_SHOWN_NAME]}..."
+def no_such_member(name: str, members: Sequence[str]) -> str:
+    """What is said of a member that does not exist, at its place."""
+    hint = nearest(_shown(name), members) or f"; known are {', '.join(members)}"
+    return f"{_shown(name)}: no such member{hint}"
 
 
 def _check_members(model: type[BaseModel], text: bytes | str) -> None:
@@ -357,18 +356,18 @@ def _checked(body: Body, expected: bytes | None) -> Body:
     return body
 
 
-def _described(errors: Sequence[Any], place: str | None = None, members: Sequence[str] = ()) -> str:
+def _described(errors: Sequence[Any], members: Sequence[str] = (), within_place: str | None = None) -> str:
     """pydantic's findings in one line, without the input, which may be long or secret. `members` are those that
     exist: of a name that is none of them the nearest one is told."""
     parts = []
     for error in errors[:5]:
-        names = [shown_name(str(part)) for part in error["loc"] if part not in ("body", "query")]
-        where = ".".join(([place] if place else []) + names[:4]) or "body"
-        if error["type"] == "extra_forbidden" and members:
-            hint = nearest(names[-1], members) or f"; known are {', '.join(members)}"
-            parts.append(f"{where}: no such member{hint}")
+        names = [] if within_place is None else [within_place]
+        names += [_shown(part) for part in error["loc"] if part not in ("body", "query")]
+        if error["type"] == "extra_forbidden":
+            what = no_such_member(str(error["loc"][-1]), members)
+            parts.append(".".join([*names[:-1], what]))
         else:
-            parts.append(f"{where}: {error['msg']}")
+            parts.append(f"{'.'.join(names) or 'body'}: {error['msg']}")
     return "; ".join(parts)
 
 
@@ -380,3 +379,9 @@ def _members(model: type[BaseModel]) -> list[str]:
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 names += inner.model_fields
     return names
+
+
+def _shown(part: int | str) -> str:
+    """A part of a place: an index, or a name, which may be anything that was sent."""
+    text = ascii(str(part))[1:-1]
+    return text if len(text) <= _MAX_NAME else f"{text[:_MAX_NAME]}..."

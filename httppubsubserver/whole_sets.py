@@ -15,7 +15,7 @@ from typing import Final
 from httppubsubclient.protocol.errors import InvalidRequest
 from httppubsubclient.protocol.messages import SubscribeRequest
 from httppubsubclient.protocol.patterns import Pattern
-from httppubsubserver.http_requests import parsed_json, shown_name
+from httppubsubserver.http_requests import no_such_member, parsed_json
 from httppubsubserver.http_schemas import MAX_SUBSCRIPTIONS_OF_A_SET, PatternFields
 
 __all__ = ["WholeSet"]
@@ -55,7 +55,7 @@ class WholeSet:
             raise InvalidRequest(f"{_MEMBER}: Field required") if self._next() == "}" else self._malformed()
         name = str(self._value())
         if name != _MEMBER:
-            raise InvalidRequest(f"{shown_name(name)}: Extra inputs are not permitted")
+            raise InvalidRequest(no_such_member(name, [_MEMBER]))
         self._take(":")
         if self._next() != "[":
             raise InvalidRequest(f"{_MEMBER}: Input should be a valid list")

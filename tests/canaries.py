@@ -30,6 +30,9 @@ _LENGTH: Final = 16
 _DIFFERENT: Final = 6
 _WORD = re.compile(r"[!#-~]{16,}")
 
+_COUNTING: Final = " ".join(base64.b64encode(bytes(range(start, 256))).decode() for start in range(3))
+"""What bytes that count look like in base64, wherever they begin: topics and bodies of tests have them, too."""
+
 _pieces: set[str] = set()
 """Of every secret, in every form."""
 _seen: list[str] = []
@@ -45,7 +48,7 @@ def plant(secret: bytes | str) -> None:
     for form in forms:
         for at in range(0, len(form) - _LENGTH + 1, 8):
             piece = form[at : at + _LENGTH]
-            if len(set(piece)) >= _DIFFERENT and _WORD.fullmatch(piece):
+            if len(set(piece)) >= _DIFFERENT and _WORD.fullmatch(piece) and piece not in _COUNTING:
                 _pieces.add(piece)
 
 

@@ -111,17 +111,16 @@ async def test_a_process_without_a_free_file_closes_what_is_idle_and_goes_on(
 ) -> None:
     idle, _ = await served.connect()
     assert await works(served)
-    loop = asyncio.get_running_loop()
-    real = loop.sock_accept
+    real = socket.socket.accept
     failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "aborted")]
 
-    async def accept(listening: socket.socket) -> Any:
+    def accept(listening: socket.socket) -> Any:
         if failures:
             raise failures.pop(0)
-        return await real(listening)
+        return real(listening)
 
-    monkeypatch.setattr(loop, "sock_accept", accept)
-    reader, writer = await served.connect()  # the loop was waiting already; the next one fails
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    reader, writer = await served.connect()  # by the kernel: it waits until it is accepted
     writer.write(head(b"connection: close"))
     assert (await everything(reader)).startswith(b"HTTP/1.1 200 ")
     assert await works(served)

@@ -126,8 +126,8 @@ class _Place:
         self.lost()
         if self.transport is not None:
             self.transport.abort()
-        elif self.connecting is not None:
-            self.connecting.cancel()
+        elif self.connecting is not None and self._doors.handshakes:
+            self.connecting.cancel()  # without a handshake the task is about to end, and aborts
 
 
 class _Doors:
@@ -145,12 +145,18 @@ class _Doors:
         self._room = room
         self._protocol = protocol
         self._tls = tls
+        self._closed = False
         self._refusals = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._listening: dict[socket.socket, asyncio.TimerHandle | None] = {}
         """Accepted from, and when that goes on where it has a pause."""
         self._said_at: float | None = None
         self._said_faults: dict[str, float] = {}
+
+    @property
+    def handshakes(self) -> bool:
+        """A connection that was accepted is not connected at once."""
+        return self._tls is not None
 
     def open(self, listening: socket.socket) -> None:
         """Accept from now on."""
@@ -169,7 +175,10 @@ class _Doors:
                 pause.cancel()
             listening.close()
         self._listening.clear()
-        for place in list(self.taken):
+        self._closed = True
+        # Without TLS the task is about to end, and then it sees `_closed`. Cancelled, uvloop would close the connection
+        # without telling its protocol, and uvicorn would wait for it.
+        for place in list(self.taken) if self.handshakes else ():
             if place.transport is None and place.connecting is not None:
                 place.connecting.cancel()
 
@@ -233,22 +242,24 @@ class _Doors:
 
     async def _connect(self, connected: socket.socket, place: _Place) -> None:
         place.begun = True
-        made = False
+        made: list[asyncio.Protocol] = []
         connected_to = _peer_of(connected)
 
         def protocol() -> asyncio.Protocol:
-            nonlocal made
-            made = True
-            return self._protocol(place)
+            made.append(self._protocol(place))
+            return made[0]
 
         try:
             place.transport = await self._connected(protocol, connected)
-            if place not in self.taken:
-                place.transport.abort()  # given up in this very moment
+            if place not in self.taken or self._closed:
+                place.transport.abort()  # given up in this very moment, or too late
         except BaseException as error:
             place.lost()
             if not made:
                 connected.close()
+            elif getattr(made[0], "transport", None) is not None:
+                # It was connected in the moment of being cancelled: uvloop would not tell it that this is over.
+                made[0].connection_lost(None)
             if not isinstance(error, (OSError, asyncio.CancelledError)):
                 raise
             if isinstance(error, ssl.SSLError):
